@@ -1,0 +1,88 @@
+"""The layout of a run directory, the same for every recipe. Training, evaluation and report meet only here.
+
+    outputs/<run>/
+        constants.json          the resolved constants
+        run.json                recipe, base model, status, versions, command, figures of the training
+        data.json               statistics of the data, the masked example
+        validation.jsonl        held-out rows that pick the best checkpoint
+        test.jsonl              held-out rows that are only reported
+        checkpoint-N/           N = optimiser steps done; constants.json is written last and makes it whole
+        final_model/            what the run was for: adapter or full model, tokenizer, constants.json, model card
+        merged_model/           adapter merged into the 16-bit base
+        logs/training.log       what the terminal showed
+        logs/metrics.jsonl      one JSON object per logged step
+        logs/tensorboard/, logs/wandb/
+        eval/                   one JSON per judged checkpoint, summary.json, table.md, curves.png
+        report.html
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run. Nothing is created by asking for a path."""
+
+    path: Path
+
+    constants = property(lambda self: self.path / "constants.json")
+    run = property(lambda self: self.path / "run.json")
+    data = property(lambda self: self.path / "data.json")
+    validation = property(lambda self: self.path / "validation.jsonl")
+    test = property(lambda self: self.path / "test.jsonl")
+    final_model = property(lambda self: self.path / "final_model")
+    merged_model = property(lambda self: self.path / "merged_model")
+    logs = property(lambda self: self.path / "logs")
+    training_log = property(lambda self: self.path / "logs" / "training.log")
+    metrics = property(lambda self: self.path / "logs" / "metrics.jsonl")
+    tensorboard = property(lambda self: self.path / "logs" / "tensorboard")
+    wandb = property(lambda self: self.path / "logs")  # W&B adds its own wandb/
+    eval = property(lambda self: self.path / "eval")
+    report = property(lambda self: self.path / "report.html")
+
+    def checkpoints(self):
+        """[(step, path), …] of every checkpoint-N/ by step, whole or not."""
+        return sorted((step_of(p), p) for p in self.path.glob("checkpoint-*") if step_of(p) is not None and p.is_dir())
+
+    def whole_checkpoints(self):
+        """The checkpoints whose constants.json, written last, is there."""
+        return [(step, p) for step, p in self.checkpoints() if (p / "constants.json").is_file()]
+
+
+def step_of(path):
+    """The N of …/checkpoint-N, None for any other name."""
+    found = re.fullmatch(r"checkpoint-(\d+)", Path(path).name)
+    return int(found.group(1)) if found else None
+
+
+def read_json(path, default=None):
+    """The JSON in `path`; `default` where there is no such file; `Refusal` where it is no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise Refusal(f"{path} is not JSON ({error}); it was changed or cut short after it was written") from None
+
+
+def write_json(path, value):
+    """Write `value` as JSON so that a reader sees the old file or the new one, never half of one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def newest(output_dir="outputs"):
+    """The run directory under `output_dir` whose run.json was written last; `Refusal` where there is none."""
+    runs = sorted(Path(output_dir).glob("*/run.json"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        raise Refusal(f"no run found under {output_dir}/ (a run has a run.json); train one first, or name its directory")
+    return RunDirectory(runs[-1].parent)
