@@ -1,0 +1,110 @@
+"""Scores of generated answers, and how sure one may be of their mean.
+
+ROUGE (Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004) as the `rouge-score` package computes it with
+`use_stemmer=True`, to the last bit, in about a thirtieth of the time: the tokenising rules and the F formula are the package's own
+functions; Porter's stem of a word is computed once per word, not once per occurrence; and the length of the longest common
+subsequence comes from rapidfuzz's bit-parallel algorithm instead of a table of Python lists.
+"""
+
+import re
+from collections import Counter
+from decimal import Decimal
+from functools import cache, lru_cache
+
+import numpy as np
+from rapidfuzz.distance import LCSseq
+from rouge_score import tokenize
+from rouge_score.scoring import fmeasure
+
+ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")
+
+
+@cache
+def _stemmer():
+    from nltk.stem.porter import PorterStemmer  # a third of a second, and only ROUGE needs it
+
+    class RememberingStemmer:
+        stem = staticmethod(lru_cache(maxsize=1 << 18)(PorterStemmer().stem))
+
+    return RememberingStemmer()
+
+
+def rouge(reference, answer):
+    """{"rouge1": F, "rouge2": F, "rougeL": F} of one pair of texts.
+
+    F = 2PR / (P + R) with P = matches / n-grams of the answer and R = matches / n-grams of the reference. Matches are n-grams that both
+    have, each counted as often as in the text that has fewer; for ROUGE-L the length of the longest common subsequence of words.
+    A text without a word of a-z0-9 scores 0.
+    """
+    wanted, given = (tokenize.tokenize(text, _stemmer()) for text in (reference, answer))
+    scores = {}
+    for n in (1, 2):
+        wanted_ngrams, given_ngrams = _ngrams(wanted, n), _ngrams(given, n)
+        matches = sum(min(count, given_ngrams[ngram]) for ngram, count in wanted_ngrams.items() if ngram in given_ngrams)
+        scores[f"rouge{n}"] = _f1(matches, max(len(wanted) - n + 1, 0), max(len(given) - n + 1, 0))
+    numbering = {}  # words as small integers: rapidfuzz compares hashes, and those of integers cannot collide
+    wanted, given = ([numbering.setdefault(word, len(numbering)) for word in words] for words in (wanted, given))
+    scores["rougeL"] = _f1(LCSseq.similarity(wanted, given), len(wanted), len(given))
+    return scores
+
+
+def _ngrams(words, n):
+    return Counter(words) if n == 1 else Counter(zip(*(words[start:] for start in range(n)), strict=False))
+
+
+def _f1(matches, wanted, given):
+    return float(fmeasure(matches / max(given, 1), matches / max(wanted, 1)))
+
+
+# Digits that belong to a word ("H0", "p50") are no number; a sign is one only at the start of a word: "10-20" is 10 and 20.
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.])"
+    r"(?:(?<![^\s(\[=:<>])[-+])?"
+    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?:[eE][-+]?[0-9]{1,4})?"
+)
+
+
+def numbers_in(text):
+    """The set of different numbers in `text`, by value: "1,000", "1000" and "1e3" are one number; "0.50" is 0.5; "5 %" is 5."""
+    text = text.replace("\u2212", "-")  # the typographic minus
+    return {Decimal(found.replace(",", "")) for found in _NUMBER.findall(text)}
+
+
+def numbers_recalled(reference, answer):
+    """Share of the different numbers in the reference answer that also stand in the answer; None where the reference has none."""
+    wanted = numbers_in(reference)
+    return len(wanted & numbers_in(answer)) / len(wanted) if wanted else None
+
+
+def bootstrap_interval(values, groups, seed=0, resamples=2000, weights=None):
+    """(mean, low, high): the mean of `values` and its 95 % percentile interval by the bootstrap over groups.
+
+    Rows of one group (answers to one question, rows of one template) resemble each other, so whole groups are drawn, with replacement,
+    as many as there are (the cluster bootstrap: Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8); low
+    and high are the 2.5th and 97.5th percentiles of the resampled means. With `weights` the mean is sum(w v) / sum(w): a mean per token
+    where the values are means per row. With a single group rows are drawn instead; that interval is too narrow for new groups.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not values.size:
+        raise ValueError("no values to average")
+    weights = np.ones_like(values) if weights is None else np.asarray(weights, dtype=np.float64)
+    names, members = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
+    if len(members) != len(values) or len(weights) != len(values):
+        raise ValueError(f"{len(values)} values, {len(members)} groups and {len(weights)} weights should be equally many")
+    if len(names) == 1:
+        members = np.arange(len(values))
+    totals, sizes = np.bincount(members, weights * values), np.bincount(members, weights)
+    draws = np.random.default_rng(seed)
+    block = max(1, (1 << 22) // len(totals))  # resamples at a time: 32 MB of indices whatever the number of groups
+    means = []
+    for start in range(0, resamples, block):
+        drawn = draws.integers(0, len(totals), size=(min(block, resamples - start), len(totals)))
+        means.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return float((weights * values).sum() / weights.sum()), float(low), float(high)
+
+
+def perplexity_interval(loss):
+    """(perplexity, low, high) from a loss in nats and its interval: exp is monotonous, so the percentiles carry over."""
+    return tuple(float(np.exp(min(value, 700.0))) for value in loss)  # exp(700) is about the largest double
