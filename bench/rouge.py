@@ -1,6 +1,6 @@
 """ROUGE-1/2/L with stemmer on 200 pairs of 800 words: `common.scores` beside the `rouge-score` package, in one run, in turn.
 
-python bench/rouge.py                    about two minutes; writes bench/results/rouge.md
+python bench/rouge.py                    two minutes; writes bench/results/rouge.md
 python bench/rouge.py --pairs 20 --rounds 1 --output -
 """
 
@@ -59,7 +59,7 @@ def main():
     table = [
         f"# ROUGE-1/2/L, stemmer, {args.pairs} pairs of {args.words} words",
         "",
-        f"{cpu_model()}, {os.cpu_count()} cores, one used. Python {platform.python_version()}, {versions}. Written by `python bench/rouge.py`.",
+        f"{cpu_model()}, {os.cpu_count()} cores, one used. Python {platform.python_version()}, {versions}.",
         "",
         "| round | rouge-score, seconds | common.scores, seconds | times faster | all scores equal |",
         "|---|---|---|---|---|",

