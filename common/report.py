@@ -1,0 +1,266 @@
+"""One self-contained report.html per run, written from the files of its run directory alone.
+
+    python -m common.report [outputs/llama32_qlora]      default: the newest run
+
+It can be written at any time: while training runs, after it failed, before and after evaluation. What is missing is left out or said.
+"""
+
+import os
+import sys
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+from common import run_facts, side_by_side
+from common.charts import Level, Line, chart
+from common.refusal import Refusal, guard
+from common.run_directory import RunDirectory, newest, step_of
+from common.run_facts import METRICS, as_dict, as_list, figure, interval, is_number
+from common.safe_text import setting, shorten, visible, without_secrets, without_tokens
+
+MOST_OF_A_SPAN = 3_000  # characters shown of a stretch of the masked example
+MOST_SPANS = 60
+MOST_OF_A_NOTE = 1_200
+STATUSES = {"finished": "finished", "failed": "failed", "stopped": "stopped before its end", "running": "running when this was written"}
+PLOTTED = ("loss", "rougeL", "rouge1", "rouge2", "numbers", "validation_loss")
+
+
+def write(run):
+    """Write `report.html` of a `RunDirectory` and return its path. A reader sees the old report or the new one, never half of one."""
+    facts = run_facts.read(run)
+    page = _template().render(view(facts))
+    temporary = run.report.with_name(f".{run.report.name}.{os.getpid()}")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, run.report)
+    return run.report
+
+
+def view(facts):
+    """Everything the template shows, as plain values."""
+    run, history = facts.run, facts.history
+    best = facts.summary.get("best") or run.get("best_checkpoint")
+    best = best if isinstance(best, str) else None
+    return {
+        "name": facts.name,
+        "head": head(facts),
+        "status": STATUSES.get(str(run.get("status")), "unknown"),
+        "unfinished": run.get("status") != "finished",
+        "tiny": run.get("tiny") is True,
+        "training_sentences": training_sentences(facts),
+        "verdict": run_facts.verdict(facts),
+        "shortcomings": run_facts.shortcomings(facts),
+        "curves": curves(facts, best),
+        "table": table(facts, best),
+        "plots": plots(facts, best),
+        "examples": side_by_side.examples(facts),
+        "data": data_view(facts.data),
+        "constants": [(k, shorten(setting(k, v), MOST_OF_A_NOTE)) for k, v in facts.constants.items()],
+        "versions": [(k, v) for k, v in as_dict(run.get("versions")).items()],
+        "notes": [without_secrets(shorten(note, MOST_OF_A_NOTE)) for note in as_list(run.get("notes"))],
+        "warnings": [without_secrets(shorten(w, MOST_OF_A_NOTE)) for w in as_list(run.get("warnings"))] + damage(facts, history),
+        "command": without_secrets(shorten(run.get("command") or "", MOST_OF_A_NOTE)),
+    }
+
+
+def head(facts):
+    """The facts under the title: [(name, value), …], only those that are known."""
+    run = facts.run
+    base = run.get("model_name") or facts.constants.get("MODEL_NAME")
+    if base and run.get("model_revision"):
+        base = f"{base} at {run['model_revision']}"
+    rows = [("Recipe", run.get("recipe")), ("Base model", base), ("Status", STATUSES.get(str(run.get("status")), "unknown"))]
+    rows += [("Hardware", run.get("hardware")), ("Duration", duration(run.get("seconds")))]
+    rows += [("Started", date(run.get("started"))), ("Finished", date(run.get("finished")))]
+    return [(name, shorten(value, 300)) for name, value in rows if value]
+
+
+def duration(seconds):
+    if not is_number(seconds) or seconds < 0:
+        return None
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def date(text):
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except (AttributeError, TypeError, ValueError):
+        return text
+    return f"{moment.day} {moment:%B %Y, %H:%M} {moment.tzname() or ''}".strip()
+
+
+def training_sentences(facts):
+    """How far training came and what became of its loss, in words."""
+    run, history = facts.run, facts.history
+    last, planned = history.last_step, run.get("steps")
+    sentences = []
+    if run.get("status") != "finished":
+        state = {"failed": "This run failed", "stopped": "This run was stopped", "running": "This run was still going"}
+        words = state.get(str(run.get("status")), "It is not known whether this run came to its end")
+        if last is None:
+            reached = "; no step of its training has been logged"
+        else:
+            reached = f"; the last logged step is {last:,}" + (f" of {planned:,}" if is_number(planned) else "")
+        sentences.append(f"{words}{reached}. This report shows what it left.")
+    losses, held = history.series("loss"), history.series("eval_loss")
+    if len(losses) > 1:
+        tenth = max(1, len(losses) // 10)
+        first, end = (sum(y for _, y in part) / tenth for part in (losses[:tenth], losses[-tenth:]))
+        sentence = f"Over {losses[-1][0]:,} steps the training loss went from {figure(first)} to {figure(end)}"
+        if len(held) > 1:
+            sentence += f" and the held-out loss from {figure(held[0][1])} to {figure(held[-1][1])}"
+            lowest = min(held, key=lambda point: point[1])
+            if lowest[0] != held[-1][0]:
+                sentence += f", lowest at step {lowest[0]:,} ({figure(lowest[1])})"
+        sentences.append(sentence + ".")
+    if history.resumes:
+        sentences.append(f"The run was resumed {history.resumes} time{'s' if history.resumes > 1 else ''}; undone steps are not shown.")
+    return sentences
+
+
+def damage(facts, history):
+    """What could not be read or is not a number, as warnings."""
+    sentences = [shorten(sentence, MOST_OF_A_NOTE) for sentence in facts.unreadable]
+    if history.unreadable_lines:
+        sentences.append(f"{history.unreadable_lines} line(s) of logs/metrics.jsonl could not be read and are left out.")
+    for key, words in (("loss", "training loss"), ("eval_loss", "held-out loss")):
+        steps = history.not_finite(key)
+        if steps:
+            sentences.append(f"The {words} was not a finite number at {len(steps)} logged step(s), first at step {steps[0]:,}.")
+    return sentences
+
+
+def curves(facts, best):
+    """[(title, wide chart, narrow chart)] of the training; only those with something to draw."""
+    series = facts.history.series
+    mark = (step_of(best), "best") if best and step_of(best) is not None else None
+    clip = facts.constants.get("MAX_GRAD_NORM")
+    norms = series("grad_norm")
+    clipped = [Level("clipped", clip)] if is_number(clip) and clip > 0 and norms and max(y for _, y in norms) > clip / 3 else []
+    loss = [Line("training", series("loss"), "train", smooth=True), Line("held out", series("eval_loss"), "held", dots=True)]
+    drawn = [("Loss", both_widths(loss, y_label="nats per label token", mark=mark, widths=(860, 400)))]
+    for title, key, unit, options in (
+        ("Learning rate", "learning_rate", "per step", {"zero": True}),
+        ("Gradient norm", "grad_norm", "before clipping", {"zero": True, "levels": clipped}),
+        ("Speed", "tokens_per_second", "tokens per second", {"zero": True}),
+        ("Memory", "memory_gb", "GB", {"zero": True}),
+    ):
+        rough = key in ("grad_norm", "tokens_per_second")
+        drawn.append((title, both_widths([Line("", series(key), "train", smooth=rough)], y_label=unit, widths=(400,), **options)))
+    return [(title, charts) for title, charts in drawn if charts[0]]
+
+
+def both_widths(lines, *, widths, **options):
+    return [chart(lines, width=width, height=260 if width > 600 else 236, **options) for width in widths]
+
+
+def table(facts, best):
+    """The judged models, one row each, with those that could not be judged."""
+    shown = [m for m in METRICS if any(interval(judged, m) for judged in facts.judged.values())]
+    rows = []
+    for name, judged in facts.judged.items():
+        speed = as_dict(judged.get("speed"))
+        differ = run_facts.differing_settings(facts.tuned, judged) if facts.tuned else ""
+        cells = [cell(judged, metric) for metric in shown]
+        rows.append({"name": name, "step": judged.get("step"), "best": name == best, "cells": cells, "differ": differ})
+        rows[-1]["speed"] = [figure(speed.get("tokens_per_second"), 0), figure(speed.get("seconds_per_answer"))]
+    failed = [(name, shorten(why, MOST_OF_A_NOTE)) for name, why in as_dict(facts.summary.get("failed")).items()]
+    names = [METRICS[m] for m in shown]
+    return {"metrics": names, "rows": rows, "failed": failed, "best": best, "best_by": facts.summary.get("best_by"), "n": facts.tuned}
+
+
+def cell(judged, metric):
+    found = interval(judged, metric)
+    if not found:
+        return {"mean": "–", "interval": ""}
+    percent, digits = metric == "numbers", 3 if metric != "perplexity" else 2
+    digits = 2 if percent else digits
+    mean, low, high = (figure(v, digits, percent) for v in found)
+    return {"mean": mean, "interval": "" if found[1] is None else f"{low} to {high}"}
+
+
+def plots(facts, best):
+    """[(title, [chart])] of every metric over steps, the base model dashed."""
+    drawn = []
+    last = facts.history.last_step or facts.run.get("steps")
+    mark = (step_of(best), "best") if best and step_of(best) is not None else None
+    for metric in PLOTTED:
+        checkpoints = Line("tuned", [], "held", dots=True)
+        final = Line("final", [], "final", dots=True)
+        for name, judged in facts.judged.items():
+            found = interval(judged, metric)
+            step = step_of(name) if step_of(name) is not None else judged.get("step") or last
+            if not found or not is_number(step) or name in ("base", "merged_model"):
+                continue
+            line = final if name == "final_model" else checkpoints
+            line.points.append((step, found[0]))
+            if found[1] is not None:
+                line.band.append((step, found[1], found[2]))
+        base = interval(facts.base, metric)
+        levels = [Level("base", *base)] if base else []
+        title, unit, better = METRICS[metric]
+        if checkpoints.points or final.points:
+            percent = metric == "numbers"
+            unit = "% of the reference's numbers" if percent else unit
+            picture = chart([checkpoints, final], y_label=unit, levels=levels, mark=mark, percent=percent, zero=metric not in ("loss",))
+            drawn.append((f"{title} ({better} is better)", [picture]))
+    return drawn
+
+
+def data_view(data):
+    """The statistics of the data and the masked example."""
+    count = lambda value: f"{value:,}" if is_number(value) else "–"  # noqa: E731
+    files = []
+    for name, found in as_dict(data.get("files")).items():
+        found = as_dict(found)
+        formats = ", ".join(f"{kind} {count(n)}" for kind, n in as_dict(found.get("format_counts")).items())
+        weight = found.get("weight")
+        cells = [count(found.get("rows")), f"{weight:g}" if is_number(weight) else "–", count(found.get("rows_after_weighting")), formats]
+        files.append((name, cells))
+    splits, columns = [], ("rows", "groups", "tokens", "label_tokens")
+    for name, found in as_dict(data.get("splits")).items():
+        lengths = as_dict(as_dict(found).get("length_percentiles"))
+        cells = [count(as_dict(found).get(key)) for key in columns] + [count(lengths.get(key)) for key in ("50", "90", "99", "100")]
+        splits.append((name, cells + [count(as_dict(found).get(key)) for key in ("duplicates", "shortened", "dropped")]))
+    bad = [as_dict(row) for row in as_list(data.get("bad_rows"))[:10]]
+    example = as_dict(data.get("example"))
+    spans = [(s.get("label") is True, str(s.get("text") or "")) for s in as_list(example.get("spans")) if isinstance(s, dict)]
+    spans = side_by_side.joined(spans)
+    return {
+        "files": files,
+        "splits": splits,
+        "rows_read": count(data.get("rows_read")) if "rows_read" in data else None,
+        "bad_row_count": data.get("bad_row_count") if is_number(data.get("bad_row_count")) else len(bad),
+        "bad_rows": [(row.get("file", ""), row.get("line", ""), shorten(row.get("reason", ""), 300)) for row in bad],
+        "padding": f"{100 * data['padding_share']:.1f} %" if is_number(data.get("padding_share")) else None,
+        "split_by": shorten(data["split_by"], 60) if isinstance(data.get("split_by"), str) else None,
+        "example_id": shorten(example.get("id") or "", 120),
+        "spans": [(label, shorten(text, MOST_OF_A_SPAN)) for label, text in spans[:MOST_SPANS]],
+        "spans_left_out": max(0, len(spans) - MOST_SPANS),
+    }
+
+
+@cache
+def _template():
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def shown(value):
+        return value if isinstance(value, Markup) else without_tokens(visible(value))
+
+    place, blocks = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=place, autoescape=True, finalize=shown, undefined=StrictUndefined, **blocks)
+    return environment.get_template("report.html.j2")
+
+
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) > 1 or any(a.startswith("-") for a in arguments):
+        raise Refusal(f"unknown arguments {' '.join(arguments)}; usage: python -m common.report [RUN_DIR] (default: the newest run)")
+    print(write(RunDirectory(Path(arguments[0])) if arguments else newest()))
+
+
+if __name__ == "__main__":
+    guard(main)

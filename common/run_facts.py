@@ -1,0 +1,272 @@
+"""What the files of a run directory say, whatever is there: settings, training history, judged checkpoints, and the verdict in words."""
+
+import json
+import math
+from dataclasses import dataclass, field
+
+from common.refusal import Refusal
+from common.run_directory import read_json, step_of
+
+# key: (name, unit, better). Loss is the mean over answer tokens of the negative natural logarithm of their probability.
+METRICS = {
+    "loss": ("Loss", "nats per answer token", "lower"),
+    "perplexity": ("Perplexity", "", "lower"),
+    "rouge1": ("ROUGE-1", "mean F1, 0 to 1", "higher"),
+    "rouge2": ("ROUGE-2", "mean F1, 0 to 1", "higher"),
+    "rougeL": ("ROUGE-L", "mean F1, 0 to 1", "higher"),
+    "numbers": ("Numbers", "% of the reference's numbers in the answer", "higher"),
+    "validation_loss": ("Validation loss", "nats per answer token", "lower"),
+}
+ROUGH_BELOW = 10  # groups; a bootstrap over fewer gives intervals that are too narrow
+PLURALS = {"family": "families", "source": "sources", "source_id": "sources", "topic": "topics", "group": "groups"}
+
+
+@dataclass
+class History:
+    """The logged steps of a training, one entry per step, as the run that counts logged them."""
+
+    entries: dict = field(default_factory=dict)  # step -> {"loss": …, "eval_loss": …, …}
+    resumes: int = 0
+    unreadable_lines: int = 0
+
+    def series(self, key):
+        """[(step, value), …] of one logged figure, finite values only."""
+        return [(step, entry[key]) for step, entry in sorted(self.entries.items()) if is_number(entry.get(key))]
+
+    def not_finite(self, key):
+        """The steps at which a figure was logged as NaN or infinite."""
+        return [s for s, e in sorted(self.entries.items()) if isinstance(e.get(key), float) and not math.isfinite(e[key])]
+
+    last_step = property(lambda self: max(self.entries, default=None))
+
+
+@dataclass
+class RunFacts:
+    name: str
+    run: dict
+    constants: dict
+    data: dict
+    history: History
+    judged: dict  # name -> the JSON of eval/<name>.json, base first, then by step, then final and merged
+    summary: dict
+    unreadable: list  # sentences about files that could not be read
+
+    base = property(lambda self: self.judged.get("base"))
+
+    @property
+    def tuned(self):
+        """What the headline speaks of: the final model, else the best checkpoint, else the last that was judged."""
+        checkpoints = [name for name in self.judged if step_of(name) is not None]
+        for name in ("final_model", self.summary.get("best"), *reversed(checkpoints), "merged_model"):
+            if isinstance(name, str) and name in self.judged and name != "base":
+                return self.judged[name]
+        return None
+
+
+def read(run):
+    """The facts of a run directory. A missing file is no fact; a broken one becomes a sentence in `unreadable`."""
+    if not run.path.is_dir():
+        raise Refusal(f"{run.path} is not a directory; a report is written from a run directory such as outputs/llama32_qlora")
+    unreadable = []
+
+    def mapping(path):
+        try:
+            value = read_json(path, default={})
+        except (Refusal, OSError, RecursionError) as error:
+            unreadable.append(f"{path.relative_to(run.path)} could not be read: {error}")
+            return {}
+        if not isinstance(value, dict):
+            unreadable.append(f"{path.relative_to(run.path)} holds no JSON object")
+            return {}
+        return value
+
+    judged = {path.stem: mapping(path) for path in sorted(run.eval.glob("*.json")) if path.name != "summary.json"}
+    judged = {name: facts for name, facts in judged.items() if as_dict(facts.get("metrics"))}
+    order = {"base": (0, 0), "final_model": (2, 0), "merged_model": (3, 0)}
+    names = sorted(judged, key=lambda name: (*order.get(name, (1, step_of(name) or 0)), name))
+    return RunFacts(
+        name=run.path.resolve().name,
+        run=mapping(run.run),
+        constants=mapping(run.constants),
+        data=mapping(run.data),
+        history=read_history(run.metrics),
+        judged={name: judged[name] | {"name": name} for name in names},
+        summary=mapping(run.eval / "summary.json"),
+        unreadable=unreadable,
+    )
+
+
+def read_history(path):
+    """The training history. When steps go back the run was resumed: what had been logged beyond that step was undone."""
+    history = History()
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return history
+    newest = -1
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            step = entry["step"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            history.unreadable_lines += 1
+            continue
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            history.unreadable_lines += 1
+            continue
+        if step < newest:
+            history.resumes += 1
+            history.entries = {s: e for s, e in history.entries.items() if s <= step}
+        newest = step
+        history.entries.setdefault(step, {}).update(entry)
+    return history
+
+
+def is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # neither NaN nor beyond a float
+
+
+def as_dict(value):
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value):
+    return value if isinstance(value, list) else []
+
+
+def interval(judged, metric):
+    """(mean, low, high) of a judged model's metric; low and high are None without an interval; None without a mean."""
+    figures = as_dict(as_dict(as_dict(judged).get("metrics")).get(metric))
+    if not is_number(figures.get("mean")):
+        return None
+    low, high = figures.get("low"), figures.get("high")
+    return (figures["mean"], low, high) if is_number(low) and is_number(high) else (figures["mean"], None, None)
+
+
+def figure(value, digits=2, percent=False):
+    if not is_number(value):
+        return "–"
+    if percent:
+        return f"{100 * value:.{max(0, digits - 2)}f}"
+    return f"{value:.{digits}f}" if abs(value) < 10_000 else f"{value:.2e}"
+
+
+def with_interval(found, digits=2, percent=False):
+    """0.63 [0.58, 0.67], or 41 % [35, 47]."""
+    if not found:
+        return "–"
+    mean, low, high = (figure(v, digits, percent) for v in found)
+    unit = " %" if percent else ""
+    return f"{mean}{unit}" if found[1] is None else f"{mean}{unit} [{low}, {high}]"
+
+
+def differing_settings(one, other):
+    """What was not the same when two models were judged, in words; empty when their figures may be compared."""
+    if one.get("settings_key") == other.get("settings_key"):
+        return ""
+    a, b = as_dict(one.get("settings")), as_dict(other.get("settings"))
+    names = [str(k) for k in sorted({*a, *b}, key=str) if a.get(k) != b.get(k)]
+    return ", ".join(names) or "settings_key"
+
+
+def comparison(base, tuned, metric):
+    """Base and tuned in one metric: {"base", "tuned", "direction", "overlap" (None if unknown), "better", "digits"}; None without both."""
+    before, after = interval(base, metric), interval(tuned, metric)
+    if not before or not after:
+        return None
+    overlap = None if before[1] is None or after[1] is None else not (after[1] > before[2] or after[2] < before[1])
+    direction = "rose" if after[0] > before[0] else "fell" if after[0] < before[0] else "stayed"
+    better = (direction == "rose") == (METRICS[metric][2] == "higher") and direction != "stayed"
+    digits = 2
+    while digits < 6 and _rounds_to_another_story(before, after, overlap, direction, digits):
+        digits += 1
+    return {"base": before, "tuned": after, "direction": direction, "overlap": overlap, "better": better, "digits": digits}
+
+
+def _rounds_to_another_story(before, after, overlap, direction, digits):
+    b, a = ([None if v is None else round(v, digits) for v in found] for found in (before, after))
+    if direction != "stayed" and a[0] == b[0]:
+        return True
+    return overlap is not None and overlap != (not (a[1] > b[2] or a[2] < b[1]))
+
+
+def compared(base, tuned, metric):
+    """One clause: how a metric moved from base to tuned and whether the intervals show it; None without both."""
+    found = comparison(base, tuned, metric)
+    if not found:
+        return None
+    before, after = (with_interval(found[side], found["digits"]) for side in ("base", "tuned"))
+    moved = f"stayed at {after}" if found["direction"] == "stayed" else f"{found['direction']} from {before} to {after}"
+    if found["overlap"] is None:
+        shown = "there are no intervals, so nothing can be said about chance"
+    elif found["overlap"]:
+        shown = "the intervals overlap, so this run does not show a difference"
+    else:
+        shown = "the intervals do not overlap" + ("" if found["better"] else ": training made this worse")
+    return f"{moved}; {shown}"
+
+
+def held_out(facts, judged):
+    """60 held-out questions in 12 families never seen in training"""
+    rows, groups = judged.get("rows"), judged.get("groups")
+    words = f"{rows:,} held-out questions" if is_number(rows) else "the held-out questions"
+    if not is_number(groups):
+        return words
+    split_by = facts.data.get("split_by")
+    if not isinstance(split_by, str) or not split_by:
+        return f"{words} in {groups:,} groups"
+    return f"{words} in {groups:,} {PLURALS.get(split_by, 'groups')} never seen in training"
+
+
+def verdict(facts):
+    """What the figures say, as a list of sentences: how base and tuned compare, or why that can't be said."""
+    base, tuned = facts.base, facts.tuned
+    if not tuned:
+        return ["No model of this run has been judged yet, so this report says how training went, not how good the model is."]
+    where = held_out(facts, tuned)
+    differ = differing_settings(base, tuned) if base else ""
+    if not base or differ:
+        why = f"the base model was judged with other settings ({differ})" if differ else "the base model was not judged"
+        reached = [f"{METRICS[m][0]} {with_interval(interval(tuned, m))}" for m in ("rougeL", "loss") if interval(tuned, m)]
+        return [f"On {where}, {tuned['name']} reaches {' and '.join(reached) or 'no figures'}; {why}, so nothing is compared."]
+    sentences = []
+    for metric, subject in (("rougeL", "ROUGE-L"), ("loss", "the loss on the answers")):
+        clause = compared(base, tuned, metric)
+        if clause:
+            sentence = f"{subject} {clause}." if sentences else f"On {where}, {subject} {clause}."
+            sentences.append(sentence[0].upper() + sentence[1:])
+    if not sentences:
+        return [f"On {where}, base and {tuned['name']} have no figure in common, so nothing is compared."]
+    groups = tuned.get("groups")
+    if is_number(groups) and groups < ROUGH_BELOW:
+        sentences.append(f"With only {groups} groups to resample, the intervals are rough and probably too narrow.")
+    return sentences
+
+
+def shortcomings(facts):
+    """What the tuned model still gets wrong, as a list of sentences."""
+    tuned = facts.tuned
+    if not tuned:
+        return []
+    sentences = []
+    numbers, before = interval(tuned, "numbers"), interval(facts.base, "numbers")
+    if numbers:
+        base = f" (the base model {with_interval(before, percent=True)})" if before else ""
+        trust = "do not trust its arithmetic" if numbers[0] < 0.9 else "check the numbers that matter"
+        sentences.append(f"Of the numbers in the reference answers it reproduces {with_interval(numbers, percent=True)}{base}: {trust}.")
+    examples = [e for e in as_list(tuned.get("examples")) if isinstance(e, dict)]
+    wrong = sum(1 for e in examples if is_number(e.get("numbers")) and e["numbers"] < 1)
+    numeric = sum(1 for e in examples if is_number(e.get("numbers")))
+    if wrong:
+        sentences.append(f"In {wrong} of the {numeric} answers shown below that should hold numbers, at least one is missing or wrong.")
+    scored = [e["rougeL"] for e in examples if is_number(e.get("rougeL"))]
+    if scored:
+        poor = sum(1 for score in scored if score < 0.5)
+        worst = f"the worst of the {len(scored)} answers shown reaches {min(scored):.2f} in ROUGE-L"
+        sentences.append(f"{poor} stay below 0.5 in ROUGE-L; {worst}." if poor else f"{worst[0].upper()}{worst[1:]}.")
+    empty = sum(1 for e in examples if isinstance(e.get("answer"), str) and not e["answer"].strip())
+    if empty:
+        sentences.append(f"{empty} of the answers shown {'is' if empty == 1 else 'are'} empty.")
+    return sentences

@@ -1,0 +1,77 @@
+"""Answers of base and tuned model beside the reference, with what they share with it and the numbers they made up marked."""
+
+import re
+from difflib import SequenceMatcher
+
+from common.run_facts import as_dict, as_list, figure, is_number
+from common.safe_text import shorten
+
+MOST_OF_AN_ANSWER = 2_400  # characters shown of a question, reference or answer
+
+
+def examples(facts):
+    """Base and tuned answers to the same questions: the worst, the middle and the best by ROUGE-L first, then the others."""
+    tuned = facts.tuned or facts.base
+    if not tuned:
+        return None
+    base = facts.base if facts.tuned else None
+    theirs = {str(e.get("id")): e for e in as_list(as_dict(base).get("examples")) if isinstance(e, dict)}
+    rows = [e for e in as_list(tuned.get("examples")) if isinstance(e, dict)]
+    if not rows:
+        return None
+    scored = sorted((i for i, e in enumerate(rows) if is_number(e.get("rougeL"))), key=lambda i: rows[i]["rougeL"])
+    first = {scored[0]: "worst", scored[len(scored) // 2]: "middle", scored[-1]: "best"} if len(scored) > 3 else {}
+    order = [*first, *(i for i in range(len(rows)) if i not in first)]
+    shown = []
+    for i in order:
+        reference = shorten(rows[i].get("reference") or "", MOST_OF_AN_ANSWER)
+        answers = [("Base model", theirs.get(str(rows[i].get("id"))))] if base else []
+        answers.append((tuned["name"], rows[i]))
+        answers = [
+            {
+                "who": who,
+                "text": marked(shorten(as_dict(e).get("answer") or "", MOST_OF_AN_ANSWER), reference) if e else None,
+                "empty": not str(as_dict(e).get("answer") or "").strip(),
+                "rougeL": figure(as_dict(e).get("rougeL")),
+                "numbers": figure(as_dict(e).get("numbers"), percent=True),
+            }
+            for who, e in answers
+        ]
+        question = shorten(rows[i].get("question") or "", MOST_OF_AN_ANSWER)
+        place = {"id": shorten(rows[i].get("id", ""), 120), "group": shorten(rows[i].get("group") or "", 120), "place": first.get(i)}
+        shown.append(place | {"question": question, "reference": reference, "answers": answers})
+    opened = len(first) or min(4, len(shown))
+    return {"open": shown[:opened], "folded": shown[opened:], "ordered": bool(first), "count": len(shown)}
+
+
+def marked(answer, reference):
+    """The answer as [(kind, text)]: "hit" for words it shares with the reference in its order, "off" for numbers the reference lacks."""
+    pieces, wanted = re.findall(r"\s+|\S+", answer), re.findall(r"\S+", reference)
+    places = [i for i, piece in enumerate(pieces) if not piece.isspace()]
+    words = [_bare(pieces[i]) for i in places]
+    kinds = [""] * len(pieces)
+    for start, _, size in SequenceMatcher(None, words, [_bare(word) for word in wanted], autojunk=False).get_matching_blocks():
+        for i in places[start : start + size]:
+            kinds[i] = "hit"
+    known = set(re.findall(r"\d+(?:[.,]\d+)*", reference))
+    for i, piece in enumerate(pieces):
+        if not kinds[i] and set(re.findall(r"\d+(?:[.,]\d+)*", piece)) - known:
+            kinds[i] = "off"
+        if piece.isspace() and 0 < i < len(pieces) - 1 and kinds[i - 1] == kinds[i + 1] == "hit":
+            kinds[i] = "hit"
+    return joined(zip(kinds, pieces, strict=True))
+
+
+def _bare(word):
+    return word.lower().strip(".,;:!?()[]{}*_`\"'") or word
+
+
+def joined(pieces):
+    """Neighbours of one kind put together."""
+    joined = []
+    for kind, text in pieces:
+        if joined and joined[-1][0] == kind:
+            joined[-1][1].append(text)
+        else:
+            joined.append((kind, [text]))
+    return [(kind, "".join(texts)) for kind, texts in joined]
