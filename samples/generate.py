@@ -1,0 +1,79 @@
+"""Writes the sample data of this repository: python samples/generate.py [DIRECTORY]   (default: this directory)
+
+    cross_validated.jsonl   questions in the manner of Cross Validated, answered step by step
+    arxiv.jsonl             questions in the manner of questions about methods papers, answered in the same manner
+    base_prose.txt          plain sentences on the same subject, to pretrain a tiny base model
+    base_chats.jsonl        short general chats on the same subject, so that the base is a fair opponent
+
+The same seed gives the same bytes. Rows that ask one quantity in one wording share a `family`, so that a split by family
+holds out wordings and not merely figures. All texts were written, and all figures computed, for this repository.
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import arxiv_concepts
+import arxiv_numbers
+import base_chats
+import base_prose
+import cross_validated_concepts
+import cross_validated_numbers
+
+SEED = 42
+SYSTEM = "You are an expert in experimentation, statistics and A/B testing. Explain step by step and cite your sources."
+ROWS_PER_WORDING = (5, 4)  # in turn: 27 rows for the six wordings of a quantity
+
+
+def worked_rows(prefix, quantities):
+    """(name, family, topics, question, answer, source) of every worked question; no question twice."""
+    asked = set()
+    for quantity in quantities:
+        for number, wording in enumerate(quantity.wordings, start=1):
+            family = f"{prefix}_{quantity.name}/{number}"
+            generator = random.Random(f"{SEED} {family}")
+            wanted = ROWS_PER_WORDING[number % len(ROWS_PER_WORDING)]
+            while wanted:
+                slots = quantity.draw(generator)
+                question = wording.format(**slots)
+                if question in asked:
+                    continue
+                asked.add(question)
+                wanted -= 1
+                yield quantity.name, family, list(quantity.topics), question, quantity.answer(**slots), quantity.source
+
+
+def concept_rows(prefix, concepts):
+    for name, topics, question, answer, source in concepts:
+        yield name, f"{prefix}_concept/{name}", topics, question, answer, source
+
+
+def question_answer_rows(prefix, concepts, quantities, identify):
+    rows = list(concept_rows(prefix, concepts)) + list(worked_rows(prefix, quantities))
+    seen = {}
+    for number, (name, family, topics, question, answer, source) in enumerate(rows, start=1):
+        seen[name] = seen.get(name, 0) + 1
+        messages = [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": f"{answer} Source: {source}."},
+        ]
+        yield {"id": identify(number, name, seen[name]), "source": source, "family": family, "topics": topics, "messages": messages}
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8", newline="\n")
+
+
+def main(directory):
+    write_lines(directory / "cross_validated.jsonl", question_answer_rows(
+        "cv", cross_validated_concepts.CONCEPTS, cross_validated_numbers.QUANTITIES, lambda number, name, nth: f"cv_{number}_1"))
+    write_lines(directory / "arxiv.jsonl", question_answer_rows(
+        "arxiv", arxiv_concepts.CONCEPTS, arxiv_numbers.QUANTITIES, lambda number, name, nth: f"arxiv_{name}_{nth}"))
+    (directory / "base_prose.txt").write_text(base_prose.text(random.Random(f"{SEED} prose")), encoding="utf-8", newline="\n")
+    write_lines(directory / "base_chats.jsonl", base_chats.rows(random.Random(f"{SEED} chats")))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent)
