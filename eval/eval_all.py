@@ -1,0 +1,151 @@
+#!/usr/bin/env python
+"""Judge the base, every checkpoint, the final and the merged model of a run; table, curves, the best one's name, the report.
+
+    bash eval/eval_all_checkpoints.sh [RUN_DIR]      the same, with the repository's own Python
+
+RUN_DIR is a run directory such as outputs/llama32_qlora; without it the newest under outputs/. The base's weights are loaded once and
+the adapters swapped on them. What is judged already with the same settings and weights is not judged again. A broken checkpoint
+is named at the end and the exit code is 1; the others are judged all the same. With several GPUs each takes its share.
+"""
+
+import flags
+
+
+def parse(arguments=None):
+    parser = flags.Parser(__doc__)
+    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="default: the newest run under outputs/")
+    parser.add_argument("--workers", type=flags.positive_or_auto, default="auto", metavar="N", help="processes (default: one per GPU)")
+    parser.add_argument("--only", metavar="NAMES", help="judge only these, separated by commas, such as base,checkpoint-100")
+    parser.add_argument("--no-summary", action="store_true", help="write each model's JSON and nothing else")
+    flags.add_generation_flags(parser)
+    return flags.check(parser, parser.parse_args(arguments))
+
+
+def judge_models(run, names, options):
+    """{name: sentence} of those that failed; every other name's JSON lies in the run's eval/ afterwards."""
+    import time
+
+    import judging
+
+    from common.refusal import Refusal
+
+    judge, failed = judging.Judge(run, options), {}
+    for name, path in judging.saved_models(run):
+        if name not in names:
+            continue
+        start = time.perf_counter()
+        try:
+            result, fresh = judge(name, path, run.eval / f"{name}.json")
+        except Refusal as reason:
+            failed[name] = str(reason)
+            (run.eval / f"{name}.json").unlink(missing_ok=True)  # figures of what lay there before it broke
+            print(f"{name}: not judged: {reason}", flush=True)
+            continue
+        found = result["metrics"]
+        speed = f"{result['speed']['tokens_per_second']:.0f} tokens/s, {time.perf_counter() - start:.1f} s" if fresh else "judged before"
+        print(f"{name}: loss {found['loss']['mean']:.3f}, ROUGE-L {found['rougeL']['mean']:.3f}, {speed}", flush=True)
+    for note in judge.notes:
+        print(f"note: {note}", flush=True)
+    return failed
+
+
+def judge_in_workers(run, names, count, arguments):
+    """The same in `count` processes, each with a GPU of its own where there are GPUs; {name: sentence} of what failed."""
+    import os
+    import subprocess
+    import sys
+
+    from common.run_directory import read_json, write_json
+
+    devices = gpus()
+    workers = []
+    for number, share in enumerate(names[start::count] for start in range(count)):
+        failures = run.eval / f".failed-{number}.json"
+        write_json(failures, dict.fromkeys(share, "its process died before it was judged; its last lines stand above"))
+        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {})
+        command = [sys.executable, __file__, str(run.path), *arguments, "--workers", "1", "--only", ",".join(share), "--no-summary"]
+        workers.append((subprocess.Popen(command, env=environment | {"EVAL_FAILURES": str(failures)}), failures))
+    failed = {}
+    for process, failures in workers:
+        process.wait()
+        failed |= read_json(failures, {})
+        failures.unlink(missing_ok=True)
+    return failed
+
+
+def gpus():
+    """What CUDA_VISIBLE_DEVICES would be for each GPU that this process sees; found without touching one."""
+    import os
+
+    import torch
+
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if not torch.cuda.is_available():
+        return []
+    return named or [str(number) for number in range(torch.cuda.device_count())]
+
+
+def main():
+    import os
+    import sys
+    from pathlib import Path
+
+    options = parse()
+    from common.refusal import Refusal
+    from common.run_directory import RunDirectory, newest, read_json, write_json
+
+    run = RunDirectory(Path(options.run_dir)) if options.run_dir else newest()
+    if not run.path.is_dir():
+        raise Refusal(f"{run.path} is not a directory; name a run directory such as outputs/llama32_qlora")
+    import judging
+
+    known = [name for name, _ in judging.saved_models(run)]
+    names = options.only.split(",") if options.only else known
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise Refusal(f"{run.path} has no {strange[0]}; it has {', '.join(known)}")
+    judging.Rows.of(run, options.rows)  # refuses before anything heavy is imported
+    count = min(len(names), options.workers if options.workers != "auto" else max(1, len(gpus())))
+    if count > 1:
+        arguments = [a for a in sys.argv[1:] if a != options.run_dir]
+        failed = judge_in_workers(run, names, count, arguments)
+    else:
+        failed = judge_models(run, names, options)
+    if options.no_summary:
+        if os.environ.get("EVAL_FAILURES"):
+            write_json(os.environ["EVAL_FAILURES"], failed)
+        sys.exit(1 if failed else 0)
+    results = [r for name in known if name not in failed and (r := read_json(run.eval / f"{name}.json"))]
+    summarise(run, results, failed, options)
+    sys.exit(1 if failed else 0)
+
+
+def summarise(run, results, failed, options):
+    """summary.json, table.md, curves.png, W&B, the report, and the last words on the terminal."""
+    import curves
+    import table
+    import tracker
+
+    from common import report
+    from common.run_directory import read_json, write_json
+
+    run.eval.mkdir(parents=True, exist_ok=True)
+    name, best = run.path.resolve().name, table.best(results)
+    facts = {"run": name, "best": best, "best_by": "lowest loss on validation.jsonl" if best else None}
+    write_json(run.eval / "summary.json", facts | {"names": [r["name"] for r in results], "failed": failed})
+    if results:
+        (run.eval / "table.md").write_text(table.markdown(results, failed), encoding="utf-8")
+        curves.draw(results, name, run.eval / "curves.png", read_json(run.run, {}).get("steps"))
+        print("\n" + table.text(results))
+        print(table.verdict(results))
+        tracker.log(run, results, next((r for r in results if r["name"] == "base"), None), options.report_to)
+    for failure, reason in failed.items():
+        print(f"{failure} was not judged: {reason}")
+    report.write(run)
+    print(f"figures in {run.eval}, report in {run.report}")
+
+
+if __name__ == "__main__":
+    from common.refusal import guard
+
+    guard(main)

@@ -1,0 +1,194 @@
+"""Judging one saved model: settings, figures with intervals, examples, as the JSON that lies in a run's eval/ directory."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import answers
+import held_out
+import saved_model
+
+from common import scores
+from common.refusal import Refusal
+from common.run_directory import read_json, step_of, write_json
+
+JUDGE = 1  # raise it when a figure's meaning changes: everything is judged again
+BATCH = 64  # rows at a time unless told
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a run held out, read once."""
+
+    test: list
+    validation: list | None  # None where the run has no validation.jsonl
+
+    @classmethod
+    def of(cls, run, limit):
+        return cls(held_out.read(run.test, limit), held_out.read(run.validation, limit) if run.validation.is_file() else None)
+
+
+def saved_models(run):
+    """[(name, path), …] of everything a run saved, base first, as they are judged."""
+    found = [(path.name, path) for _, path in run.checkpoints()]
+    return [("base", None), *found, *((path.name, path) for path in (run.final_model, run.merged_model) if path.is_dir())]
+
+
+def open_saved(run, name, path):
+    """(what is to be judged, the base it stands on or None)."""
+    if name == "base":
+        base = saved_model.base_of(run)
+        return base, base
+    saved = saved_model.describe(path, name)
+    return saved, saved_model.base_of(run, saved.source) if saved.kind == "adapter" else None
+
+
+def device_and_dtype():
+    """("cuda", bf16 or fp16) with a GPU, else ("cpu", fp32)."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu", torch.float32
+    return "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+class Judge:
+    """Judges models of one run, one after another, with the same rows and settings."""
+
+    def __init__(self, run, options):
+        self.run, self.options = run, options
+        self.rows = Rows.of(run, options.rows)
+        self.device, dtype = device_and_dtype()
+        self.dtype = str(dtype).removeprefix("torch.")
+        self.models = saved_model.Models(self.device, dtype)
+        self.notes = []
+
+    def settings(self, saved, tokenizer_digest):
+        """All that changes the figures, besides the weights themselves."""
+        four_bit = saved_model.four_bit(self.run, self.options.load_in_4bit, saved)
+        base = "as saved" if not four_bit else "NF4, written out as float32 once" if self.device == "cpu" else "NF4"
+        return {
+            "judge": JUDGE,
+            "test": held_out.digest(self.rows.test),
+            "validation": held_out.digest(self.rows.validation) if self.rows.validation else None,
+            "rows": len(self.rows.test),
+            "max_new_tokens": self.options.max_new_tokens,
+            "max_length": self._max_length(),
+            "sampling": self.options.sampling,
+            "dtype": self.dtype,
+            "4bit": four_bit,
+            "base_weights": base,
+            "tokenizer": tokenizer_digest,
+            "loaded_with": "transformers and PEFT, without Unsloth",
+        }
+
+    def __call__(self, name, path, output):
+        """The JSON of one model, from `output` where it lies there already with the same settings and weights. `Refusal` if it is broken.
+
+        Returns (result, whether it was judged now).
+        """
+        saved, base = open_saved(self.run, name, path)
+        tokenizer, digest = answers.load_tokenizer(self._tokenizer_places(saved, base))
+        settings = self.settings(saved, digest)
+        weights = saved.digest() + (f" on {base.digest()}" if saved.kind == "adapter" else "")
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        known = _known(output)
+        if not self.options.force and known.get("settings_key") == key and known.get("weights") == weights:
+            return known, False
+        model = self.models.use(saved, base, settings["4bit"])
+        result = {
+            "name": name,
+            "step": 0 if name == "base" else step_of(name),
+            "path": _relative(path, self.run) if path else saved.source,
+            "settings": settings,
+            "settings_key": key,
+            "weights": weights,
+            "rows": len(self.rows.test),
+            "groups": len({row.group for row in self.rows.test}),
+            **self._figures(model, tokenizer),
+        }
+        if result["metrics"]["loss"]["mean"] != result["metrics"]["loss"]["mean"]:
+            raise Refusal(f"the loss of {name} is NaN though its weights are finite: it overflows in {self.dtype}; take an earlier one")
+        write_json(output, result)
+        return result, True
+
+    def _figures(self, model, tokenizer):
+        import time
+
+        test, validation, options = self.rows.test, self.rows.validation or [], self.options
+        encoded, note = answers.encode(tokenizer, [*test, *validation], self._max_length())
+        if note and note not in self.notes:
+            self.notes.append(note)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        size = BATCH if options.batch_size == "auto" else options.batch_size
+        start = time.perf_counter()
+        losses = answers.losses(model, encoded, size, pad)
+        loss_seconds = time.perf_counter() - start
+        ends = answers.end_ids(tokenizer, model, encoded)
+        prompts = encoded[: len(test)]
+        given, produced, seconds = answers.generate(model, tokenizer, prompts, ends, pad, options.max_new_tokens, size, options.sampling)
+        rouges = [scores.rouge(row.reference, answer) for row, answer in zip(test, given, strict=True)]
+        numbers = [scores.numbers_recalled(row.reference, answer) for row, answer in zip(test, given, strict=True)]
+        loss = _loss(losses[: len(test)], test)
+        return {
+            "metrics": {
+                "loss": _interval(loss),
+                "perplexity": _interval(scores.perplexity_interval(loss)),
+                **{name: _mean([found[name] for found in rouges], test) for name in scores.ROUGE_NAMES},
+                "numbers": _mean(numbers, test),
+                "validation_loss": _interval(_loss(losses[len(test) :], validation)) if validation else None,
+            },
+            "speed": {
+                "tokens_per_second": round(produced / seconds, 1),
+                "seconds_per_answer": round(seconds / len(test), 4),
+                "generated_tokens": produced,
+                "prompt_and_answer_tokens": produced + sum(len(row.prompt_ids) for row in prompts),
+                "seconds_of_generation": round(seconds, 2),
+                "seconds_of_loss": round(loss_seconds, 2),
+                "batch_size": size,
+            },
+            "examples": [
+                {"id": test[n].id, "group": test[n].group, "question": test[n].question, "reference": test[n].reference, "answer": given[n],
+                 "rougeL": rouges[n]["rougeL"], "numbers": numbers[n]}
+                for n in held_out.examples(test)
+            ],
+        }  # fmt: skip
+
+    def _max_length(self):
+        return read_json(self.run.constants, {}).get("MAX_SEQ_LENGTH") or 1 << 30
+
+    def _tokenizer_places(self, saved, base):
+        """The checkpoint's own; the base is asked in the run's own words, so that only the weights differ."""
+        everything = [self.run.final_model, *(path for _, path in reversed(self.run.checkpoints()))]
+        own = everything if saved.kind == "base" else [Path(saved.source)]
+        return [*(path for path in own if path.is_dir()), *([base.source] if base else [])]
+
+
+def _known(path):
+    try:
+        found = read_json(path, {})
+    except Refusal:  # half a file: judged again
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _relative(path, run):
+    path, home = Path(path).resolve(), run.path.resolve()
+    return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
+
+
+def _loss(found, rows):
+    """Mean per answer token over all rows, with its interval over groups."""
+    means, counts = [nats / count for nats, count in found], [count for _, count in found]
+    return scores.bootstrap_interval(means, [row.group for row in rows], weights=counts)
+
+
+def _mean(values, rows):
+    """The mean over the rows that have a value; None where none has."""
+    pairs = [(value, row.group) for value, row in zip(values, rows, strict=True) if value is not None]
+    return _interval(scores.bootstrap_interval(*zip(*pairs, strict=True))) if pairs else None
+
+
+def _interval(found):
+    return dict(zip(("mean", "low", "high"), found, strict=True))

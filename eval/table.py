@@ -1,0 +1,103 @@
+"""The judged models as a table, for the terminal and as Markdown, and which of them is best."""
+
+from common.run_directory import step_of
+
+METRICS = {  # key: heading, digits
+    "validation_loss": ("validation loss", 3),
+    "loss": ("loss", 3),
+    "perplexity": ("perplexity", 2),
+    "rouge1": ("ROUGE-1", 3),
+    "rouge2": ("ROUGE-2", 3),
+    "rougeL": ("ROUGE-L", 3),
+    "numbers": ("numbers", 2),
+}
+LEGEND = (
+    "mean [95 % bootstrap interval over groups]; validation loss on validation.jsonl, the rest on test.jsonl; tok/s of batched generation"
+)
+
+
+def best(results):
+    """Name of the trained model with the lowest validation loss, the earliest of equals; None without a validation loss."""
+    judged = [r for r in results if r["metrics"].get("validation_loss") and is_candidate(r["name"])]
+    found = [(r["metrics"]["validation_loss"]["mean"], r["name"]) for r in judged]
+    return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def is_candidate(name):
+    """Checkpoints and the final model; the merged model is the final one again, in 16 bit."""
+    return step_of(name) is not None or name == "final_model"
+
+
+def verdict(results):
+    """One sentence on which to take."""
+    name = best(results)
+    if name is None:
+        return "no best: there is no validation.jsonl, or nothing trained was judged"
+    found = {r["name"]: r["metrics"] for r in results}
+    loss = found[name]["validation_loss"]["mean"]
+    base = (found.get("base") or {}).get("validation_loss")
+    if base and base["mean"] <= loss:
+        return f"best: {name}, validation loss {loss:.3f}; but the base model's is {base['mean']:.3f}, so training did not help"
+    beside = f"; base {base['mean']:.3f}" if base else ""
+    return f"best: {name}, the lowest loss on validation.jsonl ({loss:.3f}{beside})"
+
+
+def _cells(results):
+    yield ["model", *(heading for heading, _ in METRICS.values()), "tok/s", "s/answer"]
+    for r in results:
+        figures = (_figure(r["metrics"].get(key), digits) for key, (_, digits) in METRICS.items())
+        yield [r["name"], *figures, f"{r['speed']['tokens_per_second']:.0f}", f"{r['speed']['seconds_per_answer']:.3f}"]
+
+
+def _figure(found, digits):
+    return f"{found['mean']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]" if found else "-"
+
+
+def text(results):
+    """Aligned with spaces; the metrics under each other in two blocks where one would be too wide for a terminal."""
+    rows = list(_cells(results))
+    half = 4
+    blocks = [rows] if _width(rows) <= 110 else [[row[:half] for row in rows], [[row[0], *row[half:]] for row in rows]]
+    return "\n\n".join(_aligned(block) for block in blocks) + f"\n{LEGEND}"
+
+
+def _widths(rows):
+    return [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+
+
+def _width(rows):
+    return sum(_widths(rows)) + 2 * (len(rows[0]) - 1)
+
+
+def _aligned(rows):
+    widths = _widths(rows)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def markdown(results, failed):
+    """The table, the verdict and what could not be judged, for table.md."""
+    head, *rows = _cells(results)
+    lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
+    first = results[0] if results else None
+    counts = f"{first['rows']} test rows of {first['groups']} groups. " if first else ""
+    lines += ["", f"{counts}{LEGEND}.", "", verdict(results) + "."]
+    return "\n".join(lines + [f"\n{name} was not judged: {reason}." for name, reason in failed.items()]) + "\n"
+
+
+def side_by_side(result, base=None, count=3):
+    """A few examples: question, reference, the base's answer, the model's."""
+    bases = {example["id"]: example["answer"] for example in base["examples"]} if base and base is not result else {}
+    lines = []
+    for example in result["examples"][:count]:
+        lines += ["", f"question   {_line(example['question'])}", f"reference  {_line(example['reference'])}"]
+        if example["id"] in bases:
+            lines.append(f"base       {_line(bases[example['id']])}")
+        lines.append(f"answer     {_line(example['answer'])}   (ROUGE-L {example['rougeL']:.2f})")
+    return "\n".join(lines) + "\n"
+
+
+def _line(words, length=240):
+    """One printable line: control characters of a model's answer must not reach the terminal."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    return words if len(words) <= length else words[: length - 1] + "…"
