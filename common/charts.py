@@ -43,12 +43,9 @@ def chart(lines, *, y_label, x_label="optimiser step", levels=(), mark=None, zer
     ys = [y * scale for line in lines for _, y in line.points]
     ys += [y * scale for line in lines for _, low, high in line.band for y in (low, high)]
     ys += [y * scale for level in levels for y in (level.value, level.low, level.high) if y is not None]
-    x_ticks, y_ticks = ticks(0, max(max(xs), 1), 5 if width < 600 else 8), ticks(0 if zero else min(ys), max(ys), 4)
     x_low, x_high = 0, max(max(xs), 1)
-    y_low, y_high = min([*ys, y_ticks[0]]), max([*ys, y_ticks[-1]])
-    if zero or y_low >= 0 and y_low < 0.3 * y_high:
-        y_low, y_ticks = 0, ticks(0, y_high, 4)
-        y_high = max(y_high, y_ticks[-1])
+    x_ticks = ticks(x_low, x_high, 5 if width < 600 else 8)
+    y_low, y_high, y_ticks = y_range(ys, zero)
     y_texts = tick_texts(y_ticks)
     left = 10 + CHARACTER * max(map(len, y_texts))
     right = 12 + CHARACTER * max(len(visible(named.label)) for named in (*lines, *levels))
@@ -74,7 +71,7 @@ def chart(lines, *, y_label, x_label="optimiser step", levels=(), mark=None, zer
     if mark and x_low <= mark[0] <= x_high:
         x = at(mark[0], 0)[0]
         out.append(f'<path class="mark" d="M{x:.1f} {top}V{height - bottom}"/>')
-        out.append(f'<text class="tick" text-anchor="end" x="{x - 3:.1f}" y="{top + 9}">{escape(visible(mark[1]))}</text>')
+        out.append(f'<text class="tick" text-anchor="end" x="{x - 3:.1f}" y="{top - 3}">{escape(visible(mark[1]))}</text>')
     names = []
     for level in levels:
         if level.low is not None and level.high is not None:
@@ -144,6 +141,17 @@ def thinned(points):
         stretch = range(start, min(start + size, len(points)))
         kept |= {min(stretch, key=lambda i: points[i][1]), max(stretch, key=lambda i: points[i][1])}
     return [points[i] for i in sorted(kept)]
+
+
+def y_range(values, zero):
+    """(low, high, ticks) of the vertical axis: from 0 where the values come near it, and up to a whole tick."""
+    low, high = min(values), max(values)
+    if zero or 0 <= low < 0.3 * high:
+        low = min(0, low)
+    marks = ticks(low, high, 4)
+    if len(marks) > 1 and high > marks[-1] + 1e-9 * abs(high):
+        marks.append(2 * marks[-1] - marks[-2])
+    return min(low, marks[0]), max(high, marks[-1]), marks
 
 
 def ticks(low, high, wanted):

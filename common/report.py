@@ -27,12 +27,16 @@ PLOTTED = ("loss", "rougeL", "rouge1", "rouge2", "numbers", "validation_loss")
 
 def write(run):
     """Write `report.html` of a `RunDirectory` and return its path. A reader sees the old report or the new one, never half of one."""
-    facts = run_facts.read(run)
-    page = _template().render(view(facts))
+    page = render(run_facts.read(run))
     temporary = run.report.with_name(f".{run.report.name}.{os.getpid()}")
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, run.report)
     return run.report
+
+
+def render(facts):
+    """The page as text."""
+    return _template().render(view(facts))
 
 
 def view(facts):
@@ -48,6 +52,7 @@ def view(facts):
         "tiny": run.get("tiny") is True,
         "training_sentences": training_sentences(facts),
         "verdict": run_facts.verdict(facts),
+        "tuned": facts.tuned["name"] if facts.tuned else None,
         "shortcomings": run_facts.shortcomings(facts),
         "curves": curves(facts, best),
         "table": table(facts, best),
@@ -112,7 +117,7 @@ def training_sentences(facts):
         if len(held) > 1:
             sentence += f" and the held-out loss from {figure(held[0][1])} to {figure(held[-1][1])}"
             lowest = min(held, key=lambda point: point[1])
-            if lowest[0] != held[-1][0]:
+            if figure(lowest[1]) != figure(held[-1][1]):
                 sentence += f", lowest at step {lowest[0]:,} ({figure(lowest[1])})"
         sentences.append(sentence + ".")
     if history.resumes:
@@ -142,7 +147,7 @@ def curves(facts, best):
     loss = [Line("training", series("loss"), "train", smooth=True), Line("held out", series("eval_loss"), "held", dots=True)]
     drawn = [("Loss", both_widths(loss, y_label="nats per label token", mark=mark, widths=(860, 400)))]
     for title, key, unit, options in (
-        ("Learning rate", "learning_rate", "per step", {"zero": True}),
+        ("Learning rate", "learning_rate", "as scheduled, no unit", {"zero": True}),
         ("Gradient norm", "grad_norm", "before clipping", {"zero": True, "levels": clipped}),
         ("Speed", "tokens_per_second", "tokens per second", {"zero": True}),
         ("Memory", "memory_gb", "GB", {"zero": True}),
@@ -175,10 +180,10 @@ def cell(judged, metric):
     found = interval(judged, metric)
     if not found:
         return {"mean": "–", "interval": ""}
-    percent, digits = metric == "numbers", 3 if metric != "perplexity" else 2
-    digits = 2 if percent else digits
-    mean, low, high = (figure(v, digits, percent) for v in found)
-    return {"mean": mean, "interval": "" if found[1] is None else f"{low} to {high}"}
+    mean, low, high = found
+    digits = 3 if low is not None and high - low < 0.02 and mean < 1 else 2
+    mean, low, high = (figure(v, digits, metric == "numbers") for v in found)
+    return {"mean": mean, "interval": "" if found[1] is None else f"{low}–{high}"}
 
 
 def plots(facts, best):
@@ -203,7 +208,6 @@ def plots(facts, best):
         title, unit, better = METRICS[metric]
         if checkpoints.points or final.points:
             percent = metric == "numbers"
-            unit = "% of the reference's numbers" if percent else unit
             picture = chart([checkpoints, final], y_label=unit, levels=levels, mark=mark, percent=percent, zero=metric not in ("loss",))
             drawn.append((f"{title} ({better} is better)", [picture]))
     return drawn

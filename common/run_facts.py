@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from common.refusal import Refusal
 from common.run_directory import read_json, step_of
+from common.safe_text import shorten
 
 # key: (name, unit, better). Loss is the mean over answer tokens of the negative natural logarithm of their probability.
 METRICS = {
@@ -14,7 +15,7 @@ METRICS = {
     "rouge1": ("ROUGE-1", "mean F1, 0 to 1", "higher"),
     "rouge2": ("ROUGE-2", "mean F1, 0 to 1", "higher"),
     "rougeL": ("ROUGE-L", "mean F1, 0 to 1", "higher"),
-    "numbers": ("Numbers", "% of the reference's numbers in the answer", "higher"),
+    "numbers": ("Numbers, %", "% of the reference's numbers", "higher"),
     "validation_loss": ("Validation loss", "nats per answer token", "lower"),
 }
 ROUGH_BELOW = 10  # groups; a bootstrap over fewer gives intervals that are too narrow
@@ -261,11 +262,14 @@ def shortcomings(facts):
     numeric = sum(1 for e in examples if is_number(e.get("numbers")))
     if wrong:
         sentences.append(f"In {wrong} of the {numeric} answers shown below that should hold numbers, at least one is missing or wrong.")
-    scored = [e["rougeL"] for e in examples if is_number(e.get("rougeL"))]
+    scored = [e for e in examples if is_number(e.get("rougeL"))]
     if scored:
-        poor = sum(1 for score in scored if score < 0.5)
-        worst = f"the worst of the {len(scored)} answers shown reaches {min(scored):.2f} in ROUGE-L"
-        sentences.append(f"{poor} stay below 0.5 in ROUGE-L; {worst}." if poor else f"{worst[0].upper()}{worst[1:]}.")
+        worst = min(scored, key=lambda e: e["rougeL"])
+        poor = sum(1 for e in scored if e["rougeL"] < 0.5)
+        asked = f", on “{' '.join(shorten(worst.get('question') or '', 120).split())}”" if worst.get("question") else ""
+        below = f"{poor} of the {len(scored)} answers shown stay{'s' if poor == 1 else ''} below 0.5 in ROUGE-L; the worst reaches"
+        below = below if poor else f"The worst of the {len(scored)} answers shown in ROUGE-L reaches"
+        sentences.append(f"{below} {worst['rougeL']:.2f}{asked}.")
     empty = sum(1 for e in examples if isinstance(e.get("answer"), str) and not e["answer"].strip())
     if empty:
         sentences.append(f"{empty} of the answers shown {'is' if empty == 1 else 'are'} empty.")

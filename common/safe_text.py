@@ -10,7 +10,7 @@ _FORTY_HEX = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{40}(?![0-9A-Za-z])")  # a W&B
 _FLAG = re.compile(r"(--[\w-]*(?:token|key|secret|password|credentials)(?:=|\s+))(\"[^\"]*\"|'[^']*'|\S+)", re.IGNORECASE)
 _VARIABLE = re.compile(r"\b(\w*(?:TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS)=)(\"[^\"]*\"|'[^']*'|\S+)", re.IGNORECASE)
 _LOGIN = re.compile(r"(\w+://)[^\s/@:]+:[^\s/@]+@")
-_MACHINE_PATH = re.compile(r"(?:file://)?(?<![\w.:/~-])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/'\"=,:;()]+[\\/])*([^\s\\/'\"=,:;()]*)")
+_MACHINE_PATH = re.compile(r"(?<![\w.:/~\\-])(?:file://)?(?:~?/|[A-Za-z]:[\\/])(?:[^\s\\/'\"=,:;()]+[\\/])*([^\s\\/'\"=,:;()]*)")
 
 _SHOWN_AS_CODE = [
     *range(0x80, 0xA0),  # C1 controls

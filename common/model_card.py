@@ -1,0 +1,195 @@
+"""The model card (README.md) that is saved beside a model: what it is, what it was trained on, how good it is, how to load it."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from common import run_facts
+from common.run_facts import METRICS, as_dict, as_list, interval, is_number, with_interval
+from common.safe_text import setting, shorten, visible, without_machine_paths, without_secrets
+
+# The constants somebody needs to judge or repeat a run, those of every recipe; what a run has not is left out.
+CONSTANTS = (
+    *("MAX_SEQ_LENGTH", "LOAD_IN_4BIT", "LORA_R", "LORA_ALPHA", "LORA_DROPOUT", "TARGET_MODULES", "LEARNING_RATE", "LR_SCHEDULER_TYPE"),
+    *("WARMUP_RATIO", "WARMUP_STEPS", "NUM_TRAIN_EPOCHS", "MAX_STEPS", "PER_DEVICE_TRAIN_BATCH_SIZE", "GRADIENT_ACCUMULATION_STEPS"),
+    *("OPTIM", "WEIGHT_DECAY", "MAX_GRAD_NORM", "SEED"),
+)
+
+
+def write(directory, run):
+    """Write README.md into `directory`, which holds a saved model of the `RunDirectory` `run`; return its path."""
+    directory = Path(directory)
+    path = directory / "README.md"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(card(run_facts.read(run), directory), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def card(facts, directory):
+    """The text of the card."""
+    adapter = (directory / "adapter_config.json").is_file()
+    base = str(facts.run.get("model_name") or facts.constants.get("MODEL_NAME") or "unknown")
+    base = plain(base if is_hub_name(base) else Path(base.replace("\\", "/")).name)
+    four_bit = facts.constants.get("LOAD_IN_4BIT") is True
+    kind = ("A QLoRA adapter" if four_bit else "A LoRA adapter") if adapter else "A model"
+    sections = [
+        front_matter(facts, base, adapter),
+        f"# {inline(facts.name)}",
+        f"{kind} trained from {code(base)} with the recipe {code(facts.run.get('recipe') or facts.name)}.{unfinished(facts)}{tiny(facts)}",
+        f"## Data\n\n{data(facts)}",
+        f"## Training\n\n{training(facts)}",
+        f"## Figures\n\n{figures(facts, directory.resolve().name)}",
+        f"## Loading it\n\n{loading(facts, base, adapter, four_bit)}",
+        f"## Limits\n\n{limits(facts)}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def plain(text, limit=300):
+    """Text from elsewhere as one line without secrets and without paths of the machine."""
+    return " ".join(without_machine_paths(without_secrets(visible(shorten(text, limit)))).split())
+
+
+def inline(text, limit=300):
+    """The same as Markdown prose: nothing in it is markup."""
+    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", plain(text, limit))
+
+
+def code(text, limit=300):
+    """The same as a piece of inline code."""
+    return f"`{plain(text, limit).replace('`', chr(39))}`"
+
+
+def is_hub_name(name):
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)) and not Path(name).exists()
+
+
+def data_files(facts):
+    names = as_dict(facts.data.get("files")) or as_dict(facts.constants.get("TRAIN_FILES"))
+    return [plain(Path(str(name).replace("\\", "/")).name) for name in names]
+
+
+def front_matter(facts, base, adapter):
+    """The YAML block; every value is written as a JSON string, which YAML reads as it stands."""
+    tags = [plain(facts.run.get("recipe") or facts.name), "unsloth", *(["lora"] if adapter else [])]
+    lines = ["---", f"base_model: {_yaml(base)}", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
+    lines += ["tags:", *(f"- {_yaml(tag)}" for tag in dict.fromkeys(tags))]
+    files = data_files(facts)
+    lines += ["datasets:", *(f"- {_yaml(name)}" for name in files)] if files else []
+    return "\n".join([*lines, "---"])
+
+
+def _yaml(text):
+    return json.dumps(text, ensure_ascii=False)
+
+
+def unfinished(facts):
+    status = facts.run.get("status")
+    return f" The run's status is “{inline(status, 40)}”: this is not the end of its training." if status in ("failed", "stopped") else ""
+
+
+def tiny(facts):
+    if facts.run.get("tiny") is not True:
+        return ""
+    return " It comes from a `--tiny` run, which shows that the recipe works and learns; the model itself is of no use."
+
+
+def data(facts):
+    lines = []
+    for name, found in as_dict(facts.data.get("files")).items():
+        rows, weight = as_dict(found).get("rows"), as_dict(found).get("weight")
+        words = [f"{rows:,} rows"] if is_number(rows) else []
+        words += [f"weight {weight:g}"] if is_number(weight) else []
+        lines.append(f"- {code(Path(str(name)).name)}" + (f": {', '.join(words)}" if words else ""))
+    splits = [(inline(k, 40), as_dict(v).get("rows")) for k, v in as_dict(facts.data.get("splits")).items()]
+    parts = [f"{rows:,} for {name}" for name, rows in splits if is_number(rows)]
+    sentences = [f"Rows after splitting: {', '.join(parts)}."] if parts else []
+    if isinstance(facts.data.get("split_by"), str):
+        sentences.append(f"Rows that share a {inline(facts.data['split_by'], 40)} are on one side of the split.")
+    sentences.append("Only the assistant's turns and their end-of-turn tokens are labels.")
+    lines.append("\n" * bool(lines) + " ".join(sentences))
+    return "\n".join(lines)
+
+
+def training(facts):
+    lines = []
+    hardware, seconds, last = facts.run.get("hardware"), facts.run.get("seconds"), facts.history.last_step
+    words = [f"{last:,} optimiser steps"] if last else []
+    words += [f"{seconds / 3600:.1f} hours" if seconds >= 6000 else f"{seconds / 60:.1f} minutes"] if is_number(seconds) else []
+    words += [f"on {inline(hardware, 100)}"] if hardware else []
+    if words:
+        lines.append(", ".join(words) + ".\n")
+    lines += [f"- {name} = {code(setting(name, facts.constants[name]))}" for name in CONSTANTS if name in facts.constants]
+    command = facts.run.get("command")
+    if command:
+        lines.append(f"\nThe command:\n\n    {plain(command, 1000)}")
+    versions = [f"{inline(k, 60)} {inline(v, 60)}" for k, v in as_dict(facts.run.get("versions")).items()]
+    if versions:
+        lines.append(f"\nVersions: {', '.join(versions)}.")
+    return "\n".join(lines) or "Nothing about the training was recorded."
+
+
+def figures(facts, name):
+    """The figures of this model; those of another model of the run are not passed off as its own."""
+    judged = facts.judged.get(name)
+    if not judged:
+        return "Not evaluated yet."
+    base = facts.base if facts.base and not run_facts.differing_settings(facts.base, judged) else None
+    rows = [f"On {inline(run_facts.held_out(facts, judged))}, with 95 % intervals from a bootstrap over groups:", ""]
+    rows += ["| | base | this model |", "|---|---|---|"]
+    for metric, (title, _, _) in METRICS.items():
+        cells = [with_interval(interval(model, metric), percent=metric == "numbers") for model in (base, judged)]
+        if interval(judged, metric):
+            rows.append(f"| {title.removesuffix(', %')} | {' | '.join(cells)} |")
+    clause = run_facts.compared(base, judged, "rougeL")
+    return "\n".join(rows) + (f"\n\nROUGE-L {clause}." if clause else "")
+
+
+def loading(facts, base, adapter, four_bit):
+    """Code that loads the model with transformers and peft and asks it something, as it was asked in training."""
+    hub, revision = is_hub_name(base), facts.run.get("model_revision") or facts.constants.get("MODEL_REVISION")
+    pinned = f", revision={_yaml(inline_revision(revision))}" if hub and revision else ""
+    quantised = adapter and four_bit
+    system = facts.constants.get("SYSTEM_PROMPT")
+    system = without_secrets(system) if isinstance(system, str) and system.strip() else ""
+    lines = ["import torch"] + ["from peft import PeftModel"] * adapter
+    lines += [f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if quantised else ''}", ""]
+    lines += ['MODEL = "."  # this directory']
+    if adapter:
+        lines.append(f"BASE = {_yaml(base)}" + ("" if hub else "  # the directory of the base model"))
+    if quantised:
+        lines += ["nf4 = BitsAndBytesConfig(", '    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,']
+        lines += ["    bnb_4bit_compute_dtype=torch.bfloat16,", ")  # as in training"]
+    source = "BASE" if adapter else "MODEL"
+    options = (pinned if adapter else "") + (", quantization_config=nf4" if quantised else "")
+    lines += ["model = AutoModelForCausalLM.from_pretrained(", f'    {source}{options}, dtype=torch.bfloat16, device_map="auto",', ")"]
+    lines += ["model = PeftModel.from_pretrained(model, MODEL)"] * adapter
+    lines += ["tokenizer = AutoTokenizer.from_pretrained(MODEL)", "", 'messages = [{"role": "user", "content": "What is a p-value?"}]']
+    if system:
+        lines += [f'messages.insert(0, {{"role": "system", "content": {json.dumps(system)}}})']
+    lines += ['inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")']
+    lines += ["output = model.generate(**inputs.to(model.device), max_new_tokens=256, do_sample=False)"]
+    lines += ['print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))']
+    code = "\n".join(lines)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
+    return f"{fence}python\n{code}\n{fence}"
+
+
+def inline_revision(revision):
+    """A revision is a name or a commit; a commit looks like a W&B key, so it goes past the hiding of those."""
+    return re.sub(r"[^\w./-]", "", str(revision))[:100]
+
+
+def limits(facts):
+    lines = [f"- {sentence}" for sentence in run_facts.shortcomings(facts) if "shown" not in sentence]
+    lines += [f"- {inline(note, 600)}" for key in ("notes", "warnings") for note in as_list(facts.run.get(key))]
+    length = facts.constants.get("MAX_SEQ_LENGTH")
+    if is_number(length):
+        lines.append(f"- It was trained on conversations of up to {length:,} tokens; longer ones are untested.")
+    lines.append("- It answers in the manner of its training data and may be wrong with confidence; check what matters.")
+    lines.append("- The licence of the base model holds for this model too.")
+    return "\n".join(lines)
+
+

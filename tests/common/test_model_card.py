@@ -1,0 +1,103 @@
+"""The model card tells the truth about this model, loads as code and as YAML, and tells nothing about the machine."""
+
+import ast
+import re
+
+import pytest
+import yaml
+from example_run import CONSTANTS, write_example_run
+
+from common import model_card
+from common.run_directory import read_json, write_json
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = write_example_run(tmp_path / "llama32_qlora")
+    write_json(run.final_model / "adapter_config.json", {})
+    return run
+
+
+def card(run, directory=None):
+    path = model_card.write(directory or run.final_model, run)
+    assert path.name == "README.md"
+    text = path.read_text(encoding="utf-8")
+    _, front, body = text.split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def code(body):
+    return re.search(r"(`{3,})python\n(.*?)\n\1", body, re.DOTALL).group(2)
+
+
+def change(path, **values):
+    write_json(path, read_json(path) | values)
+
+
+def test_front_matter_and_sections(run):
+    front, body = card(run)
+    assert front["base_model"] == "meta-llama/Llama-3.2-3B-Instruct" and front["library_name"] == "peft"
+    assert front["datasets"] == ["cross_validated.jsonl", "arxiv.jsonl"] and front["tags"] == ["llama32_qlora", "unsloth", "lora"]
+    headings = re.findall(r"^## (.+)$", body, re.MULTILINE)
+    assert headings == ["Data", "Training", "Figures", "Loading it", "Limits"]
+    assert "- LORA_R = `16`" in body and "480 for train" in body and "python recipes/llama32_qlora.py --tiny" in body
+
+
+def test_figures_are_those_of_this_model(run):
+    _, body = card(run)
+    assert "| ROUGE-L | 0.21 [0.18, 0.24] | 0.63 [0.58, 0.68] |" in body and "the intervals do not overlap" in body
+    assert "| Numbers | 6 % [3, 9] | 41 % [36, 46] |" in body
+    write_json(run.merged_model / "config.json", {})
+    _, body = card(run, run.merged_model)  # never judged, though final_model was
+    assert "Not evaluated yet." in body and "0.63" not in body.partition("## Figures")[2].partition("## Loading")[0]
+    (run.eval / "final_model.json").unlink()
+    assert "Not evaluated yet." in card(run)[1]
+
+
+def test_the_code_is_code_and_fits_the_model(run):
+    adapter = code(card(run)[1])
+    ast.parse(adapter)
+    assert "PeftModel" in adapter and "load_in_4bit=True" in adapter and f'revision="{CONSTANTS["MODEL_REVISION"]}"' in adapter
+    change(run.constants, LOAD_IN_4BIT=False, SYSTEM_PROMPT='You are "kind".\n```\nAlways.')
+    plain = code(card(run)[1])
+    assert "BitsAndBytesConfig" not in plain
+    constants = [node.value for node in ast.walk(ast.parse(plain)) if isinstance(node, ast.Constant)]
+    assert 'You are "kind".\n```\nAlways.' in constants
+    write_json(run.merged_model / "config.json", {})
+    front, body = card(run, run.merged_model)
+    ast.parse(code(body))
+    assert "peft" not in code(body) and front["library_name"] == "transformers"
+
+
+def test_nothing_of_the_machine_and_no_secret(run, tmp_path):
+    key = "0123456789abcdef0123456789abcdef01234567"
+    command = f"python {tmp_path}/recipes/r.py --hf-token hf_abc123def --key={key}"
+    change(run.run, model_name=str(tmp_path / "cache" / "tiny-llama"), command=command)
+    change(run.run, notes=[f"wrote to {tmp_path}/x.log", "token hf_abcdefghijklmnopqrstuv"], hardware="CPU at /dev/shm/here")
+    change(run.data, files={f"{tmp_path}/mine.jsonl": {"rows": 3, "weight": 1.0}})
+    change(run.constants, OPTIM=f"{tmp_path}/optim", LR_SCHEDULER_TYPE="hf_abcdefghijklmnopqrstuv")
+    front, body = card(run)
+    text = (run.final_model / "README.md").read_text(encoding="utf-8")
+    for secret in (str(tmp_path), "/dev/shm", key, "hf_abc"):
+        assert secret not in text
+    assert front["base_model"] == "tiny-llama" and front["datasets"] == ["mine.jsonl"] and 'BASE = "tiny-llama"' in code(body)
+
+
+def test_text_from_elsewhere_is_no_markup(run):
+    nasty = "a\n---\n# big <script>x [l](u) `b` \u202e\x00: {x}"
+    change(run.run, recipe=nasty, hardware=nasty, notes=[nasty], command=nasty, versions={nasty: nasty})
+    change(run.data, files={nasty: {"rows": 1}}, split_by=nasty)
+    front, body = card(run)
+    assert len(front["datasets"]) == 1 and "# big" in front["datasets"][0]
+    outside = re.sub(r"`[^`\n]*`|^    .*$", "", body.replace("\\`", ""), flags=re.MULTILINE)
+    assert not re.search(r"(?<!\\)<script|(?<!\\)\[l", outside)
+    assert re.findall(r"^# .*$", body, re.MULTILINE) == ["# llama32_qlora"] and "\u202e" not in body and "\x00" not in body
+
+
+def test_an_unfinished_run_with_nothing_written_says_so(run):
+    for path in (run.data, run.metrics, run.constants):
+        path.unlink()
+    write_json(run.run, {"status": "failed", "model_name": "some/model", "tiny": False})
+    front, body = card(run)
+    assert "“failed”: this is not the end of its training" in body and "datasets" not in front and front["base_model"] == "some/model"
+    assert "--tiny" not in body
