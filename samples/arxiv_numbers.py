@@ -111,10 +111,12 @@ def draw_srm(random):
 
 def answer_srm(a, b, **_):
     gap, statistic = abs(a - b), exact((a - b) ** 2) / (a + b)
-    side = "above 3.84, so the split looks wrong" if statistic > exact("3.84") else "below 3.84, so the split looks fine"
+    side = "below 3.84, so a fair split may well give it"
+    if statistic > exact("3.84"):
+        side = "above 3.84, so a fair split would rarely give it"
     return (
         f"Step 1: the counts differ by {gap} and add up to {a + b}. Step 2: for an equal split chi-square is {gap}^2 / {a + b} = "
-        f"{decimal(statistic, 2)}, rounded to 2 decimals. Step 3: this is {side} at the 5 percent level. "
+        f"{decimal(statistic, 2)}, rounded to 2 decimals. Step 3: this is {side}. "
         f"So the chi-square statistic is {decimal(statistic, 2)}."
     )
 
@@ -189,7 +191,7 @@ QUANTITIES = (
         "A platform runs {m} experiments without any effect, each tested at {alpha}. How many false positives are expected?",
         "How many false positives should one expect among {m} null {experiment} experiments at a level of {alpha}?",
         "At level {alpha}, all {m} hypotheses about {metric} happen to be null. Which number of false positives is expected?",
-        "The authors test {m} metrics at {alpha} and nothing works. What number of false positives does theory predict?",
+        "The authors test {m} metrics at {alpha} and no effect is real. What number of false positives does theory predict?",
         "Consider {m} A/A comparisons of {metric}, each at {alpha}. What is the expected count of false positives?",
     ), draw_false_positives, answer_false_positives),
     Quantity("design_effect", "Kish 1965, Survey Sampling", ("cluster randomisation", "design effect"), (

@@ -59,12 +59,12 @@ def number_chats(random):
         (
             f"I asked {n} {people} and the deviation is {s}. Is the average good?",
             f"With {n} {people} and a deviation of {s} the error of the average "
-             f"is about {decimal(s / root(exact(n)), 2)}; more {people} make it smaller.",
+            f"is about {decimal(s / root(exact(n)), 2)}; more {people} make it smaller.",
         ),
         (
             f"The rate of the {page} was {decimal(100 * p)} percent and is {decimal(100 * q)} percent now. Good?",
             f"A move from {decimal(100 * p)} to {decimal(100 * q)} percent is judged best "
-             f"in relation to the old {decimal(100 * p)} percent.",
+            f"in relation to the old {decimal(100 * p)} percent.",
         ),
         (
             f"{n} {people} will come and {decimal(100 * p)} percent buy. What then?",
@@ -121,7 +121,7 @@ def number_chats(random):
         (
             f"We rose by {rise} and the others by {drift}. Did it work?",
             f"You rose by {rise} and the others by {drift}, so {rise - drift} more than the others, "
-             f"if both would otherwise have moved alike.",
+            f"if both would otherwise have moved alike.",
         ),
     )
 

@@ -80,7 +80,7 @@ def draw_mean(random):
     return {
         **story(random),
         "s": random.choice((2, 4, 5, 6, 8, 10, 12, 15, 20, 30)),
-        "n": random.choice((16, 25, 64, 100, 400, 900, 1600, 2500)),
+        "n": random.choice((64, 100, 225, 400, 900, 1600, 2500)),
     }
 
 
@@ -231,7 +231,7 @@ QUANTITIES = (
         "conversions is that on average?",
     ), draw_expected, answer_expected),
     Quantity("odds", "odds of a probability", ("odds", "logistic regression"), (
-        "The probability that one of our {people} {deed} is {p}. What are the odds?",
+        "Among our {people} the probability of a purchase is {p}. What are the odds?",
         "How do I turn a rate of {p} on the {page} into odds?",
         "My logistic regression talks about odds. Which odds belong to a probability of {p}?",
         "For the {page} I know the conversion probability, {p}. How are the odds computed?",
