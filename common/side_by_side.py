@@ -6,6 +6,8 @@ from common.run_facts import as_dict, as_list, figure, is_number
 from common.safe_text import shorten
 
 MOST_OF_AN_ANSWER = 2_400  # characters shown of a question, reference or answer
+MOST_OF_A_REFERENCE = 100_000  # characters an answer is compared with, shown or not
+NOTE = r"\[… [\d,]+ characters not shown …\]"  # what `shorten` leaves; not the model's words
 
 
 def examples(facts):
@@ -23,7 +25,7 @@ def examples(facts):
     order = [*first, *(i for i in range(len(rows)) if i not in first)]
     shown = []
     for i in order:
-        reference = shorten(rows[i].get("reference") or "", MOST_OF_AN_ANSWER)
+        reference = str(rows[i].get("reference") or "")
         answers = [("Base model", theirs.get(str(rows[i].get("id"))))] if base else []
         answers.append((tuned["name"], rows[i]))
         answers = [
@@ -38,23 +40,25 @@ def examples(facts):
         ]
         question = shorten(rows[i].get("question") or "", MOST_OF_AN_ANSWER)
         place = {"id": shorten(rows[i].get("id", ""), 120), "group": shorten(rows[i].get("group") or "", 120), "place": first.get(i)}
-        shown.append(place | {"question": question, "reference": reference, "answers": answers})
+        shown.append(place | {"question": question, "reference": shorten(reference, MOST_OF_AN_ANSWER), "answers": answers})
     opened = len(first) or min(4, len(shown))
     return {"open": shown[:opened], "folded": shown[opened:], "ordered": bool(first), "count": len(shown)}
 
 
 def marked(answer, reference):
     """The answer as [(kind, text)]: "hit" for words it shares with the reference in its order, "off" for numbers the reference lacks."""
-    pieces, wanted = re.findall(r"\s+|\S+", answer), re.findall(r"\S+", reference)
-    places = [i for i, piece in enumerate(pieces) if not piece.isspace()]
+    pieces = [p for part in re.split(f"({NOTE})", answer) for p in ([part] if re.fullmatch(NOTE, part) else re.findall(r"\s+|\S+", part))]
+    wanted = re.findall(r"\S+", reference[:MOST_OF_A_REFERENCE])
+    places = [i for i, piece in enumerate(pieces) if not piece.isspace() and not re.fullmatch(NOTE, piece)]
     words = [_bare(pieces[i]) for i in places]
     kinds = [""] * len(pieces)
     for word in shared_in_order(words, [_bare(word) for word in wanted]):
         kinds[places[word]] = "hit"
     known = set(re.findall(r"\d+(?:[.,]\d+)*", reference))
-    for i, piece in enumerate(pieces):
-        if not kinds[i] and set(re.findall(r"\d+(?:[.,]\d+)*", piece)) - known:
+    for i in places:
+        if not kinds[i] and set(re.findall(r"\d+(?:[.,]\d+)*", pieces[i])) - known:
             kinds[i] = "off"
+    for i, piece in enumerate(pieces):
         if piece.isspace() and 0 < i < len(pieces) - 1 and kinds[i - 1] == kinds[i + 1] == "hit":
             kinds[i] = "hit"
     return joined(zip(kinds, pieces, strict=True))
