@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -91,12 +92,12 @@ def test_environment_yml_agrees_with_the_lock():
 # make
 
 
-def make(*arguments, path="", **environ):
+def make(*arguments, path="", directory=ROOT, **environ):
     """Run make as a user would who is in no conda environment; `path` comes first on the PATH."""
     outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "CONDA_PREFIX", "TORCH_BUILD")
     ours = {name: value for name, value in os.environ.items() if name not in outer}
     ours["PATH"] = f"{path}:{ours['PATH']}" if path else ours["PATH"]
-    return subprocess.run(["make", "-s", *arguments], cwd=ROOT, env=ours | environ, capture_output=True, text=True)
+    return subprocess.run(["make", "-s", *arguments], cwd=directory, env=ours | environ, capture_output=True, text=True)
 
 
 def test_make_alone_lists_every_target():
@@ -138,18 +139,42 @@ def test_a_driver_that_is_too_old_is_a_sentence(tmp_path):
     assert "525 or newer" in said.stderr
 
 
-def test_an_unfit_python_is_a_sentence(tmp_path):
-    """In a copy without .venv, a python that says 3.9 and fails the range check like 3.9 would."""
+@pytest.fixture
+def bare(tmp_path):
+    """What make needs of a clone, nothing installed."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    for name in ("Makefile", "requirements.lock", "requirements-gpu.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, clone)
+    return clone
+
+
+def test_an_unfit_python_is_a_sentence(tmp_path, bare):
+    """A python that says 3.9 and fails the range check as 3.9 would."""
     (tmp_path / "python3.9").write_text('#!/bin/sh\n[ "$1" = -V ] && echo "Python 3.9.2"\nexit 1\n')
     (tmp_path / "python3.9").chmod(0o755)
-    for name in ("Makefile", "requirements.lock", "requirements-gpu.lock", "pyproject.toml"):
-        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
-    said = subprocess.run(
-        ["make", "-s", "install", f"PYTHON={tmp_path}/python3.9", "TORCH_BUILD=pypi"], cwd=tmp_path, capture_output=True, text=True
-    )
+    said = make("install", f"PYTHON={tmp_path}/python3.9", "TORCH_BUILD=pypi", directory=bare)
     assert said.returncode == 2
     assert "is Python 3.9.2; the pinned packages need Python 3.11, 3.12 or 3.13" in said.stderr
-    assert not (tmp_path / ".venv").exists()
+    assert not (bare / ".venv").exists()
+
+
+def test_a_missing_compiler_is_a_sentence(tmp_path, bare):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare / ".venv"], check=True)
+    for name in ("bash", "sh", "make", "sed", "rm", "env"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    said = make("install", "TORCH_BUILD=pypi", directory=bare, PATH=str(tmp_path), CXX="")
+    assert said.returncode == 2
+    assert "error: no C++ compiler found" in said.stderr
+
+
+def test_a_step_that_fails_shows_why_and_is_not_taken_for_done(bare):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare / ".venv"], check=True)
+    said = make("install", "TORCH_BUILD=pypi", directory=bare)
+    assert said.returncode == 2
+    assert "No module named pip" in said.stderr
+    assert f"failed: installing torch {LOCK['torch']}" in said.stderr
+    assert not list((bare / ".venv").glob(".installed-*"))
 
 
 def test_in_the_conda_environment_recipes_packages_go_there(tmp_path):
