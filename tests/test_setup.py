@@ -186,7 +186,8 @@ def test_in_the_conda_environment_recipes_packages_go_there(tmp_path):
 
 
 def test_train_without_a_recipe_names_the_recipes():
-    said = make("train", "RECIPE=no_such", "TORCH_BUILD=pypi", "-o", ".venv/.installed-pypi")  # -o: the set-up is not what is tested
+    done = ("-o", ".venv/bin/python", "-o", ".venv/.installed-pypi")  # the set-up is not what is tested
+    said = make("train", "RECIPE=no_such", "TORCH_BUILD=pypi", *done)
     assert said.returncode == 2
     assert "RECIPE='no_such' is no recipe; choose one of:" in said.stderr
     for recipe in (ROOT / "recipes").glob("*.py"):
