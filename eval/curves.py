@@ -33,7 +33,8 @@ def draw(results, name, path, last_step=None):
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             panel.set_xlabel("step")
         _legend(axes.flat[-1], results, chosen)
-        figure.suptitle(f"{name}: held-out figures over training", x=0.01, ha="left", fontsize=14)
+        figure.suptitle(f"{name}: held-out figures over training", x=0.012, ha="left", fontsize=14)
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
         pyplot.close(figure)
@@ -46,17 +47,22 @@ def _panel(panel, key, points, base, chosen, digits):
         panel.axhspan(before["low"], before["high"], color=BASE, alpha=0.15, lw=0)
         panel.axhline(before["mean"], color=BASE, ls="--", lw=1.5)
     found = [(step, r, r["metrics"][key]) for step, r in points if r["metrics"].get(key)]
+    if before:
+        found.insert(0, (0, base, before))  # training starts from it
     if not found:
-        if not before:
-            panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=BASE)
+        panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=BASE)
         return
     steps = [step for step, _, _ in found]
     means, lows, highs = ([f[side] for _, _, f in found] for side in ("mean", "low", "high"))
     panel.fill_between(steps, lows, highs, color=TUNED, alpha=0.18, lw=0)
     reach = [[m - low for m, low in zip(means, lows, strict=True)], [high - m for m, high in zip(means, highs, strict=True)]]
     panel.errorbar(steps, means, reach, color=TUNED, marker="o", ms=4, lw=1.8, elinewidth=0.8, capsize=2)
-    if key == "perplexity" and max(highs + ([before["high"]] if before else [])) > 20 * min(means):
+    panel.set_xlim(-0.03 * max(steps[-1], 1), 1.08 * max(steps[-1], 1))
+    middle, span = (min(lows) + max(highs)) / 2, max(max(highs) - min(lows), 0.02)  # equal figures are no cliff
+    panel.set_ylim(middle - 0.56 * span, middle + 0.62 * span)
+    if key == "perplexity" and max(highs) > 20 * min(means):
         panel.set_yscale("log")
+        panel.set_ylim(0.9 * min(lows), 1.15 * max(highs))
     for step, r, figures in found:
         if r["name"] == chosen:
             panel.plot([step], [figures["mean"]], marker="o", ms=9, mfc="none", mec=BEST, mew=2)
@@ -71,7 +77,7 @@ def _legend(panel, results, chosen):
     panel.axis("off")
     handles = [
         Line2D([], [], color=TUNED, marker="o", ms=4, lw=1.8, label="checkpoints, with 95 % intervals"),
-        Line2D([], [], color=BASE, ls="--", label="base model, with its interval"),
+        Line2D([], [], color=BASE, ls="--", label="base model (step 0), with its interval"),
     ]
     if chosen:
         label = f"best: {chosen}\n(lowest validation loss)"

@@ -91,6 +91,7 @@ def main():
     from pathlib import Path
 
     options = parse()
+    flags.share_cores()
     from common.refusal import Refusal
     from common.run_directory import RunDirectory, newest, read_json, write_json
 

@@ -24,6 +24,7 @@ def parse(arguments=None):
 
 def main():
     options = parse()
+    flags.share_cores()
     from pathlib import Path
 
     import judging

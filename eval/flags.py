@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import sys
 
@@ -26,6 +27,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"error: {message}; `{self.prog} --help` lists the flags\n")
+
+
+def share_cores():
+    """Threads that wait sleep instead of spinning: on a busy CPU a small model answers fifty times faster. Before torch is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def add_generation_flags(parser):

@@ -53,6 +53,16 @@ def device_and_dtype():
     return "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+def quiet():
+    """No progress bars over files of kilobytes, and no advice on kernels that the figures do not depend on."""
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+
+
 class Judge:
     """Judges models of one run, one after another, with the same rows and settings."""
 
@@ -60,6 +70,7 @@ class Judge:
         self.run, self.options = run, options
         self.rows = Rows.of(run, options.rows)
         self.device, dtype = device_and_dtype()
+        quiet()
         self.dtype = str(dtype).removeprefix("torch.")
         self.models = saved_model.Models(self.device, dtype)
         self.notes = []

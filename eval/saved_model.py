@@ -244,7 +244,7 @@ def dequantised(model):
             if module.bias is not None:
                 plain.bias = torch.nn.Parameter(module.bias.data, requires_grad=False)
             model.set_submodule(name, plain)
-    model.is_loaded_in_4bit = model.is_quantized = False
-    model.hf_quantizer = None
+    model.is_loaded_in_4bit = model.is_quantized = False  # what transformers and PEFT ask to tell quantised models
+    model.hf_quantizer = model.quantization_method = None
     del model.config.quantization_config
     return model

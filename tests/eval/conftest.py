@@ -1,6 +1,7 @@
 """A run directory as training leaves it, around a random two-layer Llama: two LoRA checkpoints, one of them trained, and a final model."""
 
 import json
+import os
 import random
 import shutil
 import sys
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: for a model this small a second thread only waits for the first
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY / "eval"), str(REPOSITORY)]
 
-WORDS = "mean variance sample test power effect control treatment interval error rate size group week user".split()
+WORDS = ["mean", "variance", "sample", "test", "power", "effect", "control", "treatment", "error", "rate", "size", "group", "week", "user"]
 
 
 def conversations(count, seed):
@@ -41,7 +43,9 @@ def write_tokenizer():
     )
     tokenizer.decoder = decoders.ByteLevel()
     lines = [m["content"] for row in conversations(60, 9) for m in row["messages"]]
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(lines, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1], pad_token=special[2])
     fast.chat_template = template_path("llama3").read_text(encoding="utf-8")
@@ -82,7 +86,7 @@ def made(tmp_path_factory):
     home = tmp_path_factory.mktemp("outputs")
     tokenizer = write_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=True, initializer_range=0.1,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
@@ -91,7 +95,9 @@ def made(tmp_path_factory):
     tokenizer.save_pretrained(home / "base")
     run = RunDirectory(home / "tiny")
     constants = {"MODEL_NAME": "tiny", "MAX_SEQ_LENGTH": 256, "LOAD_IN_4BIT": False, "REPORT_TO": ["tensorboard"]}
-    tuned = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"], task_type="CAUSAL_LM"))
+    tuned = get_peft_model(
+        model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"], task_type="CAUSAL_LM")
+    )
     for step in (5, 10):
         if step == 5:
             with torch.no_grad():
@@ -119,6 +125,20 @@ def run(made, tmp_path):
 
     shutil.copytree(made.path, tmp_path / "tiny")
     return RunDirectory(tmp_path / "tiny")
+
+
+@pytest.fixture
+def evaluate(capsys, monkeypatch):
+    """eval_all.main in this process: (exit code, what it printed)."""
+    import eval_all
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["eval_all.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            eval_all.main()
+        return stop.value.code, capsys.readouterr().out
+
+    return call
 
 
 @pytest.fixture
