@@ -34,7 +34,7 @@ def number_chats(random):
         random.choice((1, 2, 5)),
         random.choice((9, 18, 45)),
     )
-    wide = exact(random.choice(("0.5", "0.8", "1.5", "2.5", "3", "4")))
+    wide = exact(random.choice(("0.5", "1", "1.5", "2.5", "3", "4")))
     rise, drift = random.choice((3, 4, 5, 8)), random.choice((1, 2))
     gap = random.choice((20, 60, 100))
     ahead = f"B is ahead by {y - x}" if y > x else f"A is ahead by {x - y}" if x > y else "nobody is ahead"
