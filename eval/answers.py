@@ -26,7 +26,12 @@ class Encoded:
 def load_tokenizer(places):
     """The tokenizer of the first of `places` (directories or hub names) that has one, and a digest of what it does."""
     place = next((p for p in places if not Path(p).is_dir() or (Path(p) / "tokenizer_config.json").is_file()), places[-1])
-    tokenizer = chat_text.load_tokenizer(place)
+    try:
+        tokenizer = chat_text.load_tokenizer(place)
+    except Refusal:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more special for a tokenizer.json that is cut short
+        raise Refusal(f"the tokenizer of {place} cannot be loaded: {str(error).splitlines()[0]}") from error
     content = [tokenizer.chat_template, str(tokenizer.eos_token), str(tokenizer.bos_token), sorted(tokenizer.get_vocab().items())]
     return tokenizer, hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 

@@ -74,15 +74,14 @@ def judge_in_workers(run, names, count, arguments):
 
 
 def gpus():
-    """What CUDA_VISIBLE_DEVICES would be for each GPU that this process sees; found without touching one."""
+    """What CUDA_VISIBLE_DEVICES would be for each GPU that this process may use; found without importing torch."""
     import os
 
-    import torch
+    from common import hardware
 
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    if not torch.cuda.is_available():
-        return []
-    return named or [str(number) for number in range(torch.cuda.device_count())]
+    count = len(hardware.gpus())
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (named or [str(number) for number in range(count)])[:count]
 
 
 def main():
@@ -106,6 +105,7 @@ def main():
     if strange:
         raise Refusal(f"{run.path} has no {strange[0]}; it has {', '.join(known)}")
     judging.Rows.of(run, options.rows)  # refuses before anything heavy is imported
+    before = written(run, names)
     count = min(len(names), options.workers if options.workers != "auto" else max(1, len(gpus())))
     if count > 1:
         arguments = [a for a in sys.argv[1:] if a != options.run_dir]
@@ -117,11 +117,17 @@ def main():
             write_json(os.environ["EVAL_FAILURES"], failed)
         sys.exit(1 if failed else 0)
     results = [r for name in known if name not in failed and (r := read_json(run.eval / f"{name}.json"))]
-    summarise(run, results, failed, options)
+    summarise(run, results, failed, options, fresh=written(run, names) != before)
     sys.exit(1 if failed else 0)
 
 
-def summarise(run, results, failed, options):
+def written(run, names):
+    """When each model's JSON was written: what changes was judged now."""
+    files = [run.eval / f"{name}.json" for name in names]
+    return [path.stat().st_mtime_ns for path in files if path.is_file()]
+
+
+def summarise(run, results, failed, options, fresh):
     """summary.json, table.md, curves.png, W&B, the report, and the last words on the terminal."""
     import curves
     import table
@@ -139,7 +145,8 @@ def summarise(run, results, failed, options):
         curves.draw(results, name, run.eval / "curves.png", read_json(run.run, {}).get("steps"))
         print("\n" + table.text(results))
         print(table.verdict(results))
-        tracker.log(run, results, next((r for r in results if r["name"] == "base"), None), options.report_to)
+        if fresh:
+            tracker.log(run, results, next((r for r in results if r["name"] == "base"), None), options.report_to)
     for failure, reason in failed.items():
         print(f"{failure} was not judged: {reason}")
     report.write(run)

@@ -59,7 +59,8 @@ def main():
     print(table.text(list(results.values())))
     print(table.side_by_side(results[name], results.get("base")))
     print(f"{'written to' if fresh else 'already judged with these settings:'} {output}")
-    tracker.log(run, [results[name]], results.get("base"), options.report_to)
+    if fresh:
+        tracker.log(run, [results[name]], results.get("base"), options.report_to)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Plain transformers and PEFT, never Unsloth: that a checkpoint gives good answers
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,15 +67,12 @@ def describe(path, name):
 
 
 def base_of(run, adapter=None):
-    """The model a run started from: run.json names it, else the adapter's own config, else the constants."""
+    """The model that `adapter`, or else the run's first adapter, stands on: its own config names it, else run.json, else the constants."""
     facts, constants = read_json(run.run, {}), read_json(run.constants, {})
-    if adapter is None:
-        everything = [run.final_model, *(path for _, path in run.checkpoints())]
-        adapter = next((path for path in everything if (path / "adapter_config.json").is_file()), run.path)
-    config = _mapping(Path(adapter) / "adapter_config.json")
+    config = _mapping(Path(adapter) / "adapter_config.json") if adapter else _first_adapter_config(run)
     named = {
-        "run.json": (facts.get("model_name"), facts.get("model_revision")),
         "adapter_config.json": (config.get("base_model_name_or_path"), config.get("revision")),
+        "run.json": (facts.get("model_name"), facts.get("model_revision")),
         "MODEL_NAME": (constants.get("MODEL_NAME"), constants.get("MODEL_REVISION")),
     }
     named = {origin: (str(name), revision) for origin, (name, revision) in named.items() if name}
@@ -82,14 +80,25 @@ def base_of(run, adapter=None):
         for place in (Path(name), REPOSITORY / name):  # a relative path was meant from where the training ran
             if (place / "config.json").is_file():
                 return Saved("base", "base", str(place))
-        if not Path(name).is_absolute() and not name.startswith(".") and name.count("/") == 1 and not Path(name).exists():
+        if name.count("/") == 1 and not name.startswith(("/", ".")) and not Path(name).exists():
             return Saved("base", "base", name, revision)
     tried = " and ".join(f"{name} ({origin})" for origin, (name, _) in named.items())
     if not tried:
-        raise Refusal(f"the base model cannot be found: {run.path} names none in run.json, adapter_config.json or constants.json")
+        raise Refusal(f"the base model cannot be found: {run.path} names none in adapter_config.json, run.json or constants.json")
     raise Refusal(
         f"the base model cannot be found: no directory with a config.json and no owner/model of the hub is {tried}; put it back there"
     )
+
+
+def _first_adapter_config(run):
+    for place in (run.final_model, *(path for _, path in run.checkpoints())):
+        try:
+            config = _mapping(place / "adapter_config.json")
+        except Refusal:  # that checkpoint is broken and will be named; the others know the base as well
+            continue
+        if config:
+            return config
+    return {}
 
 
 def _mapping(path):
@@ -186,12 +195,13 @@ class Models:
         self._loaded += 1
         name, previous = f"judged{self._loaded}", f"judged{self._loaded - 1}"
         try:
-            if self._peft is None:
-                self._peft = PeftModel.from_pretrained(self._base, saved.source, adapter_name=name)
-            else:
-                self._peft.load_adapter(saved.source, adapter_name=name)
-                self._peft.set_adapter(name)
-                self._peft.delete_adapter(previous)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of missing keys, which are refused below
+                if self._peft is None:
+                    self._peft = PeftModel.from_pretrained(self._base, saved.source, adapter_name=name)
+                else:
+                    self._peft.load_adapter(saved.source, adapter_name=name)
+                    self._peft.set_adapter(name)
+                    self._peft.delete_adapter(previous)
             strangers = set(tensors) ^ set(get_peft_model_state_dict(self._peft, adapter_name=name))
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             self.drop()  # half an adapter may hang in the base

@@ -1,6 +1,7 @@
 """The judged models as a table, for the terminal and as Markdown, and which of them is best."""
 
 from common.run_directory import step_of
+from common.run_facts import ROUGH_BELOW
 
 METRICS = {  # key: heading, digits
     "validation_loss": ("validation loss", 3),
@@ -12,7 +13,9 @@ METRICS = {  # key: heading, digits
     "numbers": ("numbers", 2),
 }
 LEGEND = (
-    "mean [95 % bootstrap interval over groups]; validation loss on validation.jsonl, the rest on test.jsonl; tok/s of batched generation"
+    "mean [95 % bootstrap interval, resampling groups of rows that share their source]. Validation loss is on validation.jsonl,\n"
+    "the rest on test.jsonl. Losses are nats per answer token; numbers is the share of the reference's numbers that the answer has;\n"
+    "tok/s is of whole batches"
 )
 
 
@@ -58,7 +61,14 @@ def text(results):
     rows = list(_cells(results))
     half = 4
     blocks = [rows] if _width(rows) <= 110 else [[row[:half] for row in rows], [[row[0], *row[half:]] for row in rows]]
-    return "\n\n".join(_aligned(block) for block in blocks) + f"\n{LEGEND}"
+    return "\n\n".join(_aligned(block) for block in blocks) + f"\n{_counts(results)}{LEGEND}"
+
+
+def _counts(results):
+    if not results:
+        return ""
+    rows, groups = results[0]["rows"], results[0]["groups"]
+    return f"{rows} test rows of {groups} groups" + ("; intervals from so few groups are rough. " if groups < ROUGH_BELOW else ". ")
 
 
 def _widths(rows):
@@ -79,9 +89,7 @@ def markdown(results, failed):
     """The table, the verdict and what could not be judged, for table.md."""
     head, *rows = _cells(results)
     lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
-    first = results[0] if results else None
-    counts = f"{first['rows']} test rows of {first['groups']} groups. " if first else ""
-    lines += ["", f"{counts}{LEGEND}.", "", verdict(results) + "."]
+    lines += ["", f"{_counts(results)}{LEGEND}.", "", verdict(results) + "."]
     return "\n".join(lines + [f"\n{name} was not judged: {reason}." for name, reason in failed.items()]) + "\n"
 
 

@@ -1,5 +1,6 @@
 """The figures and examples in Weights & Biases, in the run that training logged to."""
 
+from common import tracking
 from common.run_directory import read_json
 
 
@@ -8,19 +9,10 @@ def log(run, results, base, report_to):
     facts, constants = read_json(run.run, {}), read_json(run.constants, {})
     if not wanted(constants.get("REPORT_TO"), report_to):
         return None
-    import os
-
     import wandb
 
-    mode = os.environ.get("WANDB_MODE")
-    if not mode and not wandb.api.api_key:
-        mode = "offline"
-        print("W&B: nobody is logged in (`wandb login`), so the figures are kept offline; send them later with `wandb sync`")
-    run.wandb.mkdir(parents=True, exist_ok=True)
-    tracked = wandb.init(
-        id=facts.get("wandb_run_id"), resume="allow", name=run.path.resolve().name, dir=str(run.wandb), mode=mode,
-        project=constants.get("WANDB_PROJECT"), job_type="eval", settings=wandb.Settings(silent=True),
-    )  # fmt: skip
+    tracking.prepare(["wandb"], run, facts.get("wandb_run_id"))  # says where it writes when nobody is logged in
+    tracked = wandb.init(job_type="eval")
     tracked.define_metric("eval/*", step_metric="eval/step")  # training's own steps only go up; these come after it
     for result in results:
         figures = {f"eval/{key}": found["mean"] for key, found in result["metrics"].items() if found}

@@ -128,20 +128,31 @@ def test_two_workers_share_the_models_and_give_the_same(judged, tmp_path, evalua
     assert summary(run)["best"] == "final_model" and not list(run.eval.glob(".*"))
 
 
-def test_figures_and_examples_go_to_wandb_offline_where_nobody_is_logged_in(judged, tmp_path, monkeypatch):
+@pytest.fixture
+def environment():
+    """os.environ, as it was afterwards."""
+    before = dict(os.environ)
+    yield os.environ
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_figures_and_examples_go_to_wandb_offline_where_nobody_is_logged_in(judged, tmp_path, environment, capsys):
     import tracker
 
     from common.run_directory import RunDirectory
 
     run = RunDirectory(shutil.copytree(judged[0].path, tmp_path / "tiny"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    environment.update(WANDB_API_KEY="", WANDB_MODE="", NETRC=str(tmp_path / "no netrc"))
     results = [json.loads((run.eval / f"{name}.json").read_text()) for name in ("base", "checkpoint-10")]
     assert tracker.log(run, results, results[0], "auto") is None  # REPORT_TO names tensorboard only
     assert tracker.wanted("wandb", "auto") and tracker.wanted(["tensorboard", "wandb"], "auto") and not tracker.wanted("wandb", "none")
     directory = Path(tracker.log(run, results, results[0], "wandb"))
-    assert run.logs in directory.parents
-    log = next(directory.parent.glob("*.wandb")).read_bytes()
-    assert b"eval/rougeL" in log and b"eval/examples" in log
+    assert run.logs in directory.parents and "W&B is not logged in" in capsys.readouterr().out
+    log, deadline = next(directory.parent.glob("*.wandb")), time.monotonic() + 20
+    while b"eval/examples" not in log.read_bytes() and time.monotonic() < deadline:  # W&B's own process writes it
+        time.sleep(0.1)
+    assert b"eval/rougeL" in log.read_bytes() and b"eval/examples" in log.read_bytes()
     tables = list(directory.rglob("*.table.json"))
     assert len(json.loads(tables[0].read_text())["data"]) == 12
 
