@@ -16,10 +16,14 @@
         report.html
 """
 
+import itertools
 import json
 import os
 import re
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from common.refusal import Refusal
@@ -46,6 +50,38 @@ class RunDirectory:
     eval = property(lambda self: self.path / "eval")
     report = property(lambda self: self.path / "report.html")
 
+    def begin(self, constants, **facts):
+        """Create the directory and write constants.json and run.json; a resumed run keeps what run.json had."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        write_json(self.constants, constants)
+        self.update(**{"started": now(), **read_json(self.run, {}), **facts, "status": "running"})
+
+    def update(self, **facts):
+        """Add facts to run.json."""
+        write_json(self.run, {**read_json(self.run, {}), **facts})
+
+    @contextmanager
+    def recording(self, warnings, active=True):
+        """Write how what happens inside ended into run.json: finished, stopped (a signal) or failed. active: on rank 0."""
+        start, status = time.time(), "failed"
+        try:
+            yield
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "stopped"
+            raise
+        finally:
+            if active:
+                self.update(status=status, finished=now(), seconds=round(time.time() - start, 1), warnings=list(warnings))
+
+    def held_out_messages(self, count=4):
+        """The messages of the first held-out rows (validation, else test), or of none where nothing is held out."""
+        file = next((f for f in (self.validation, self.test) if f.is_file()), None)
+        if file is None:
+            return [[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello, what can I do for you?"}]]
+        with file.open(encoding="utf-8") as lines:
+            return [json.loads(line)["messages"] for line in itertools.islice(lines, count)]
+
     def checkpoints(self):
         """[(step, path), …] of every checkpoint-N/ by step, whole or not."""
         return sorted((step_of(p), p) for p in self.path.glob("checkpoint-*") if step_of(p) is not None and p.is_dir())
@@ -53,6 +89,11 @@ class RunDirectory:
     def whole_checkpoints(self):
         """The checkpoints whose constants.json, written last, is there."""
         return [(step, p) for step, p in self.checkpoints() if (p / "constants.json").is_file()]
+
+
+def now():
+    """The local time with its zone, to the second."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def step_of(path):
@@ -78,6 +119,42 @@ def write_json(path, value):
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def open_run(output_dir, name, resume=None):
+    """(RunDirectory, checkpoint to resume from or None). A fresh run never touches another one: it takes name-2, name-3, …
+
+    resume: None starts afresh; "auto" continues the newest run of this name at its newest whole checkpoint, and starts
+    afresh where there is none; a path names the checkpoint. Raises `Refusal` for a path that is none, or an odd name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise Refusal(f"RUN_NAME is {name!r}; it becomes a directory: letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    if resume not in (None, "auto"):
+        checkpoint = require_checkpoint(resume)
+        return RunDirectory(checkpoint.parent), checkpoint
+    taken = [p for p in Path(output_dir).glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", p.name) and any(p.iterdir())]
+    if resume == "auto":
+        runs = [p for p in taken if (p / "run.json").is_file()]
+        if runs:
+            run = RunDirectory(max(runs, key=lambda p: (p / "run.json").stat().st_mtime))
+            whole = run.whole_checkpoints()
+            return run, whole[-1][1] if whole else None
+    numbers = [int(p.name[len(name) + 1 :] or 1) if p.name != name else 1 for p in taken]
+    path = Path(output_dir) / (name if not taken else f"{name}-{max(numbers) + 1}")
+    return RunDirectory(path), None
+
+
+def require_checkpoint(path):
+    """`path` as a Path when it is a whole checkpoint; `Refusal` that says what it lacks when it is not."""
+    path = Path(path)
+    if not path.is_dir():
+        raise Refusal(f"RESUME_FROM_CHECKPOINT is {path}, which does not exist; name a checkpoint-N directory, or \"auto\" for the newest")
+    if step_of(path) is None:
+        raise Refusal(f"RESUME_FROM_CHECKPOINT is {path}; a checkpoint is a directory named checkpoint-N inside a run")
+    lacking = [f for f in ("trainer_state.json", "constants.json") if not (path / f).is_file()]
+    if lacking:
+        raise Refusal(f"{path} lacks {' and '.join(lacking)}, so its save was interrupted; take an older checkpoint, or \"auto\"")
+    return path
 
 
 def newest(output_dir="outputs"):

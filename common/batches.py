@@ -1,0 +1,52 @@
+"""Batches of rows of like length, in an order that only the seed and the epoch decide. No torch until a sampler is made."""
+
+import numpy as np
+
+
+def grouped_order(lengths, batch_size, seed, epoch, pool=50):
+    """A permutation of the rows in which every `batch_size` neighbours have like lengths.
+
+    Rows are shuffled, cut into pools of `pool` batches, sorted by length inside each pool, and the batches shuffled:
+    random enough to train on, and only the batch at a pool's border mixes lengths. The incomplete batch comes last.
+    lengths: int [rows]. Returns int64 [rows].
+    """
+    generator = np.random.default_rng([seed, epoch])
+    lengths = np.asarray(lengths)
+    order = generator.permutation(len(lengths))
+    size = batch_size * pool
+    order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in np.split(order, range(size, len(order), size))])
+    whole = len(order) // batch_size
+    batches = order[: whole * batch_size].reshape(whole, batch_size)
+    return np.concatenate([batches[generator.permutation(whole)].ravel(), order[whole * batch_size :]])
+
+
+def padding_share(lengths, order, batch_size):
+    """The share of padding among all tokens of the batches that `order` makes: 0.1 means a tenth is padding."""
+    lengths = np.asarray(lengths)[order]
+    starts = np.arange(0, len(lengths), batch_size)
+    longest = np.maximum.reduceat(lengths, starts)
+    sizes = np.diff(np.append(starts, len(lengths)))
+    return 1 - lengths.sum() / (longest * sizes).sum()
+
+
+def group_by_length(trainer, lengths, batch_size, seed):
+    """Make `trainer` draw its training rows in `grouped_order`.
+
+    batch_size: rows of one micro-batch over all ranks, so that ranks have like lengths. The Trainer's own grouping
+    takes its order from the global random state and its batches from long to short; this one can be resumed exactly.
+    """
+    from torch.utils.data import Sampler
+
+    class Grouped(Sampler):
+        epoch = 0
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __len__(self):
+            return len(lengths)
+
+        def __iter__(self):
+            return iter(grouped_order(lengths, batch_size, seed, self.epoch).tolist())
+
+    trainer._get_train_sampler = lambda dataset=None: Grouped()

@@ -1,0 +1,182 @@
+"""Reading conversations: JSONL rows of several formats become checked lists of messages.
+
+Formats, judged per row: `messages` (ChatML) · `instruction`/`input`/`output` · `prompt`/`completion` ·
+`question`/`answer` · `text` already rendered with Llama 3 or ChatML markup, which is taken apart again so that the
+model's own template renders it.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.refusal import Refusal
+
+ROLES = ("system", "user", "assistant")
+SHOWN = 5  # bad rows named in a message
+
+
+@dataclass(slots=True)
+class Row:
+    """One conversation. `group` names the source question: rows of one group stay on one side of a split."""
+
+    id: str
+    group: str
+    messages: list  # [{"role": …, "content": …}, …], ends with the assistant
+    file: str
+    line: int
+    topics: list = field(default_factory=list)
+
+
+class BadRow(ValueError):
+    """A row that cannot be used; its text says why, in words that end a sentence `file line N: …`."""
+
+
+def read(files, bad_rows="stop", split_by="id"):
+    """Rows of all `files`, in order, and a report of what was read.
+
+    bad_rows: "stop" raises `Refusal` that names the first bad rows with file and line; "skip" leaves them out and
+    returns them in the report under "bad_rows" with their reason and text. split_by: see `group_of`.
+    """
+    rows, bad, report = [], [], {}
+    for file in files:
+        formats = {}
+        for number, raw in _lines(file):
+            try:
+                row, kind = parse(raw, file, number, split_by)
+            except BadRow as reason:
+                bad.append({"file": str(file), "line": number, "reason": str(reason), "raw": raw.decode("utf-8", "backslashreplace")})
+                continue
+            formats[kind] = formats.get(kind, 0) + 1
+            rows.append(row)
+        if not formats and not any(b["file"] == str(file) for b in bad):
+            raise Refusal(f"{file} has no rows; TRAIN_FILES must name files with one JSON object a line")
+        report[str(file)] = {"rows": sum(formats.values()), "format_counts": formats}
+    if bad and bad_rows == "stop":
+        raise bad_row_refusal(bad)
+    if not rows:
+        raise Refusal(f"none of the {len(bad)} rows can be used; the first, {bad[0]['file']} line {bad[0]['line']}: {bad[0]['reason']}")
+    return rows, {"rows_read": len(rows) + len(bad), "files": report, "bad_rows": bad, "bad_row_count": len(bad)}
+
+
+def bad_row_refusal(bad):
+    """The sentence that names the first bad rows (dicts with file, line, reason) and what can be done."""
+    named = "; ".join(f"{b['file']} line {b['line']}: {b['reason']}" for b in bad[:SHOWN])
+    more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    return Refusal(f'{named}{more}. Mend them, or set BAD_ROWS = "skip" to leave them out, counted and written to a file')
+
+
+def parse(raw, file, number, split_by="id"):
+    """(Row, format name) of one line of bytes; raises `BadRow`."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRow(f"byte {error.start + 1} is not UTF-8") from None
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadRow(f"it is not JSON ({error.msg} at character {error.pos + 1})") from None
+    if not isinstance(content, dict):
+        raise BadRow(f"it is a JSON {type(content).__name__}; a row is an object")
+    kind, messages = _messages(content)
+    messages = check(messages)
+    row_id = str(content.get("id") or f"{Path(file).stem}:{number}")
+    topics = content.get("topics")
+    topics = [str(t) for t in topics] if isinstance(topics, list) else []
+    return Row(row_id, group_of(content, row_id, messages, split_by), messages, str(file), number, topics), kind
+
+
+def group_of(content, row_id, messages, split_by):
+    """The source question a row belongs to.
+
+    split_by "id": an id of the form name_question_answer counts without its answer (cv_12_3 -> cv_12), any other id
+    as it is, and a row without an id by its first question. Any other value names the row's field to use.
+    """
+    if split_by != "id":
+        if content.get(split_by) in (None, ""):
+            raise BadRow(f"it has no field {split_by!r}, which SPLIT_BY names")
+        return str(content[split_by])
+    if not content.get("id"):
+        question = next(m["content"] for m in messages if m["role"] == "user")
+        return hashlib.sha256(question.encode()).hexdigest()[:16]
+    found = re.fullmatch(r"(.+_[^_]+)_[^_]+", row_id)
+    return found[1] if found else row_id
+
+
+def check(messages):
+    """The messages as plain role/content pairs; raises `BadRow` with the first rule they break."""
+    if not isinstance(messages, list) or not messages:
+        raise BadRow("its messages are empty; a row needs a question and an answer")
+    plain = []
+    for place, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or "role" not in message:
+            raise BadRow(f"message {place} has no role")
+        role, content = message["role"], message.get("content")
+        if role not in ROLES:
+            raise BadRow(f"message {place} has the role {role!r}; known are {', '.join(ROLES)}")
+        if not isinstance(content, str) or not content.strip():
+            raise BadRow(f"message {place} ({role}) has empty content")
+        if role == "system" and place > 1:
+            raise BadRow(f"message {place} is a system message; only the first may be")
+        plain.append({"role": role, "content": content})
+    if plain[-1]["role"] != "assistant":
+        raise BadRow(f"it ends with a {plain[-1]['role']} turn; the last turn must be the assistant's answer")
+    if not any(m["role"] == "user" for m in plain):
+        raise BadRow("it has no user turn")
+    return plain
+
+
+def _messages(row):
+    if "messages" in row:
+        return "messages", row["messages"]
+    if "instruction" in row and "output" in row:
+        extra = row.get("input")
+        question = f"{row['instruction']}\n\n{extra}" if extra else row["instruction"]
+        return "instruction", _pair(question, row["output"], row.get("system"))
+    for question, answer in (("prompt", "completion"), ("question", "answer")):
+        if question in row and answer in row:
+            return question, _pair(row[question], row[answer], row.get("system"))
+    if isinstance(row.get("text"), str):
+        return "text", _from_markup(row["text"])
+    raise BadRow(
+        f"it has no messages (its keys are {', '.join(map(str, row)) or 'none'}); known are messages, instruction/input/output, "
+        "prompt/completion, question/answer and text"
+    )
+
+
+def _pair(question, answer, system=None):
+    messages = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+# A turn in Llama 3's markup and in ChatML's. Originals differ in the newlines after the header; content is stripped.
+_MARKUP = (
+    re.compile(
+        r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>(.*?)"
+        r"(?:<\|eot_id\|>|<\|end_of_text\|>|(?=<\|start_header_id\|>)|\Z)", re.S,
+    ),  # fmt: skip
+    re.compile(r"<\|im_start\|>\s*(\w+)\s*\n(.*?)(?:<\|im_end\|>|(?=<\|im_start\|>)|\Z)", re.S),
+)
+
+
+def _from_markup(text):
+    for turn in _MARKUP:
+        found = turn.findall(text)
+        if found:
+            return [{"role": role, "content": content.strip()} for role, content in found]
+    raise BadRow("its text has no turns (no <|start_header_id|> or <|im_start|>), so the answer cannot be told from the question")
+
+
+def _lines(file):
+    """(line number, bytes) of every line that is not blank; raises `Refusal` for a missing or empty file."""
+    path = Path(file)
+    if not path.is_file():
+        raise Refusal(f"{file} does not exist; TRAIN_FILES must name JSONL files (paths are relative to {Path.cwd().name}/, where you are)")
+    if path.stat().st_size == 0:
+        raise Refusal(f"{file} is empty; TRAIN_FILES must name files with one JSON object a line")
+    with path.open("rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            if raw.strip():
+                yield number, raw.strip()

@@ -1,0 +1,72 @@
+"""Where a model comes from: embedded, a local directory, or the Hugging Face hub. No torch."""
+
+import os
+from pathlib import Path
+
+from common import tiny_models
+from common.refusal import Refusal
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "tokenizer*")
+
+
+def find(name, revision=None, ungated=None):
+    """What `from_pretrained` takes for `name`: a path for an embedded ("tiny-…") or local model, the hub name otherwise.
+
+    Asks the hub for the small files first, so that a model one may not read is refused here and not after the data
+    are prepared. ungated: a copy to name for a gated model. Raises `Refusal`.
+    """
+    if name.startswith("tiny-"):
+        return tiny_models.ensure(name)
+    if Path(name).is_dir():
+        if not any((Path(name) / f).is_file() for f in ("config.json", "adapter_config.json")):
+            raise Refusal(f"{name} has neither config.json nor adapter_config.json, so it is no model directory")
+        return str(name)
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        known = ", ".join(tiny_models.KNOWN)
+        raise Refusal(f"MODEL_NAME is {name!r}: no such directory, and a hub name has the form owner/name; embedded are {known}")
+    _download(name, revision, SMALL_FILES, ungated)
+    return name
+
+
+def prefetch(name, revision=None, ungated=None):
+    """Download all of a hub model into the cache, for machines without network; returns its path."""
+    if name.startswith("tiny-") or Path(name).is_dir():
+        return find(name, revision)
+    return _download(name, revision, WEIGHTS + SMALL_FILES, ungated)
+
+
+def weights_gib(name, revision=None):
+    """GiB of the model's safetensors, from local files or the hub's listing; None where neither can be had."""
+    if Path(name).is_dir():
+        return sum(f.stat().st_size for f in Path(name).glob("*.safetensors")) / 2**30 or None
+    try:
+        from huggingface_hub import HfApi
+
+        files = HfApi().model_info(name, revision=revision, files_metadata=True).siblings
+        return sum(f.size or 0 for f in files if f.rfilename.endswith(".safetensors")) / 2**30 or None
+    except Exception:  # without network the size stays unknown, and nothing depends on it
+        return None
+
+
+def _download(name, revision, patterns, ungated):
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return snapshot_download(name, revision=revision, allow_patterns=list(patterns))
+    except GatedRepoError:
+        token = "your HF_TOKEN has no access to it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+        other = f" Or take the ungated copy: --model-name {ungated}" if ungated else ""
+        raise Refusal(
+            f"{name} is gated and {token}. Accept its licence at https://huggingface.co/{name}, make a token with read access at "
+            f"https://huggingface.co/settings/tokens, then: export HF_TOKEN=hf_...{other}"
+        ) from None
+    except RepositoryNotFoundError:
+        raise Refusal(f"the hub has no model {name} that you may see; check the spelling, or set HF_TOKEN for a private one") from None
+    except LocalEntryNotFoundError:
+        raise Refusal(
+            f"{name} is not in the local cache and the hub cannot be reached; where there is network run the recipe once with --prefetch"
+        ) from None
+    except HfHubHTTPError as error:
+        raise Refusal(f"the hub refused {name}: {str(error).splitlines()[0]}; check MODEL_NAME and MODEL_REVISION") from None

@@ -1,0 +1,78 @@
+"""Merging an adapter into its base in 16 bit, and proving that the result says the same.
+
+The 4-bit weights an adapter was trained on are never merged into: the base is loaded again in bf16. Only transformers
+and PEFT take part.
+"""
+
+import gc
+import json
+from pathlib import Path
+
+from common import chat_text
+from common.refusal import Refusal
+
+TOLERANCE = 0.05  # of the logits' spread; bf16 rounding of the merged weights stays well below
+ROWS, TOKENS = 4, 256  # what the comparison reads
+
+
+def merge(adapter, merged, prompts, device=None):
+    """Write base + `adapter` to `merged` (16-bit safetensors, tokenizer) and compare logits on `prompts`.
+
+    prompts: lists of messages. The written directory is loaded again for the comparison, so a broken save shows too.
+    Returns {"relative_rms", "top1_agreement", "tolerance"}: root mean square of the logits' difference over their
+    standard deviation, and how often the most likely token agrees. Raises `Refusal` where they differ; the
+    directory then stays as `<merged>.refused`.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    adapter, merged = Path(adapter), Path(merged)
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+
+    def load(name, revision=None):
+        return AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.bfloat16).to(device).eval()
+
+    model = PeftModel.from_pretrained(load(config["base_model_name_or_path"], config.get("revision")), adapter).eval()
+    expected = _logits(model, tokenizer, prompts)
+    merged_model = model.merge_and_unload(safe_merge=True)  # safe: refuses NaN
+    working = merged.with_name(f"{merged.name}.unverified")
+    merged_model.save_pretrained(working, safe_serialization=True)
+    tokenizer.save_pretrained(working)
+    del model, merged_model
+    gc.collect()
+    found = _logits(load(working), tokenizer, prompts)
+    difference = torch.cat([(a - b).flatten() for a, b in zip(expected, found, strict=True)])
+    relative = (difference.square().mean().sqrt() / torch.cat([a.flatten() for a in expected]).std()).item()
+    agreement = torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in zip(expected, found, strict=True)]).float().mean().item()
+    figures = {"relative_rms": relative, "top1_agreement": agreement, "tolerance": TOLERANCE}
+    if not relative <= TOLERANCE:
+        refused = merged.with_name(f"{merged.name}.refused")
+        _replace(working, refused)
+        raise Refusal(
+            f"the merged model's logits differ from the adapter's by {relative:.1%} of their spread (at most {TOLERANCE:.0%}), so it would "
+            f"not say the same; the adapter in {adapter.name}/ is whole, the merged files are kept as {refused.name}/"
+        )
+    _replace(working, merged)
+    return figures
+
+
+def _replace(source, target):
+    import shutil
+
+    if target.exists():
+        shutil.rmtree(target)
+    source.rename(target)
+
+
+def _logits(model, tokenizer, prompts):
+    import torch
+
+    with torch.inference_mode():
+        return [
+            model(**tokenizer(chat_text.render(tokenizer, messages), add_special_tokens=False, truncation=True, max_length=TOKENS,
+                              return_tensors="pt").to(model.device)).logits[0].float().cpu()
+            for messages in prompts[:ROWS]
+        ]  # fmt: skip

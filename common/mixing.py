@@ -1,0 +1,73 @@
+"""Splitting rows by their source question, and weighting the files of the training side afterwards."""
+
+import hashlib
+from collections import defaultdict
+
+from common.refusal import Refusal
+
+
+def split(rows, held_out, seed):
+    """(train, validation, test) with no group and no question on two sides.
+
+    rows: `chat_rows.Row`s. held_out: share of the rows, half of it for validation (picks the best checkpoint), half
+    for test (is only reported); 0 holds nothing out. Groups are ordered by a digest of seed and name, so a group keeps
+    its place when other rows are added. Raises `Refusal` where there are too few groups.
+    """
+    if not held_out:
+        return list(rows), [], []
+    groups = list(_joined(rows).values())
+    if len(groups) < 3:
+        raise Refusal(f"the rows come from {len(groups)} source question(s); HELD_OUT = {held_out} needs at least 3, or set HELD_OUT = 0")
+    groups.sort(key=lambda group: _digest(seed, min(row.group for row in group)))
+    sides, wanted = ([], []), held_out * len(rows) / 2
+    for side in sides:
+        while groups and (not side or len(side) + len(groups[0]) / 2 <= wanted) and len(groups) > 1:
+            side.extend(groups.pop(0))
+    held = {id(row) for side in sides for row in side}
+    return [row for row in rows if id(row) not in held], *sides
+
+
+def weigh(rows, weights, seed):
+    """The rows with each file's weight applied: 2.0 repeats every row, 0.5 keeps half of them, 1.5 adds half again.
+
+    The fraction is the rows whose digest of seed and id comes first: the same rows on every machine. Order is kept.
+    """
+    by_file = defaultdict(list)
+    for row in rows:
+        by_file[row.file].append(row)
+    times = {}
+    for file, members in by_file.items():
+        whole, fraction = divmod(float(weights[file]), 1)
+        extra = sorted(members, key=lambda row: _digest(seed, f"{row.id}:{row.line}"))[: round(fraction * len(members))]
+        times.update({id(row): int(whole) for row in members})
+        for row in extra:
+            times[id(row)] += 1
+    weighted = [row for row in rows for _ in range(times[id(row)])]
+    if not weighted:
+        raise Refusal(f"the weights {weights} leave no row to train on; give at least one file a weight above 0")
+    return weighted
+
+
+def _joined(rows):
+    """{representative: [rows]}: groups that share a question word for word are one group."""
+    parent = {}
+
+    def root(name):
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    for row in rows:
+        question = " ".join(m["content"] for m in row.messages if m["role"] == "user").casefold().split()
+        first, second = root(("group", row.group)), root(("question", _digest(0, " ".join(question))))
+        if first != second:
+            parent[second] = first
+    joined = defaultdict(list)
+    for row in rows:
+        joined[root(("group", row.group))].append(row)
+    return joined
+
+
+def _digest(seed, name):
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()

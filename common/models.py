@@ -1,0 +1,114 @@
+"""Loading and saving: the seam to Unsloth. Import this after `import unsloth`."""
+
+import hashlib
+from pathlib import Path
+
+from common.refusal import Refusal
+
+PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<unk>")
+
+
+def load(name, max_seq_length, load_in_4bit, revision=None, gradient_checkpointing="unsloth"):
+    """(model, tokenizer) through Unsloth. `name` may be an adapter directory: its base is loaded and the adapter goes on.
+
+    4 bit is NF4 with double quantisation and bf16 compute. Never pass a device map: ranks and ZeRO place the weights.
+    """
+    import torch
+    from unsloth import FastLanguageModel
+
+    try:
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            model_name=name, max_seq_length=max_seq_length, dtype=torch.bfloat16, load_in_4bit=load_in_4bit, full_finetuning=False,
+            revision=revision, use_gradient_checkpointing=gradient_checkpointing, trust_remote_code=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise Refusal(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from None
+    set_pad_token(tokenizer, model)
+    return model, tokenizer
+
+
+def set_pad_token(tokenizer, model):
+    """Give the tokenizer a padding token of its own: with pad = eos, code that masks padding also masks the end of the answer."""
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        known = tokenizer.get_vocab()
+        free = next((t for t in PAD_CANDIDATES if t in known and t != tokenizer.eos_token), None)
+        if free is not None:
+            tokenizer.pad_token = free
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def add_lora(model, r, lora_alpha, lora_dropout, target_modules, gradient_checkpointing="unsloth", seed=42):
+    """The model with a fresh LoRA adapter on `target_modules`; a model that already has one is returned as it is."""
+    from peft import PeftModel
+    from unsloth import FastLanguageModel
+
+    if isinstance(model, PeftModel):
+        return model
+    return FastLanguageModel.get_peft_model(
+        model, r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=list(target_modules), bias="none",
+        use_gradient_checkpointing=gradient_checkpointing, random_state=seed,
+    )  # fmt: skip
+
+
+def count_parameters(model):
+    """(all, trainable); a 4-bit tensor counts the numbers it holds, two to a byte."""
+    total = trainable = 0
+    for parameter in model.parameters():
+        packed = type(parameter).__name__ == "Params4bit" and parameter.quant_state is not None
+        count = parameter.quant_state.shape.numel() if packed else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return total, trainable
+
+
+def fingerprint(model):
+    """{name: digest} of every trainable tensor, to see afterwards what training changed."""
+    import torch
+
+    return {
+        name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def save_adapter(model, tokenizer, directory, before):
+    """Write adapter and tokenizer to `directory`, after looking at every tensor.
+
+    before: `fingerprint` of the model before training. LoRA's B matrices start at zero and must have moved; no tensor
+    may be empty or hold NaN. Raises `Refusal`: an adapter that learned nothing is not passed on.
+    """
+    from peft import get_peft_model_state_dict
+
+    still = [name for name, digest in fingerprint(model).items() if "lora_B" in name and before.get(name) == digest]
+    if still:
+        raise Refusal(
+            f"{len(still)} adapter tensors are unchanged by training, {still[0]} the first; "
+            "raise LEARNING_RATE or the number of steps (the first step of a warmup has learning rate 0)"
+        )
+    state = get_peft_model_state_dict(model)
+    model.save_pretrained(directory, state_dict=state, safe_serialization=True)
+    tokenizer.save_pretrained(directory)
+    check_adapter(directory, len(state))
+
+
+def check_adapter(directory, tensors=None):
+    """Refuse an adapter on disk with missing, empty, all-zero B or non-finite tensors."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = Path(directory) / "adapter_model.safetensors"
+    try:
+        state = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise Refusal(f"{file} cannot be read ({error}); it is missing or was cut short") from None
+    if not state or (tensors is not None and len(state) != tensors):
+        raise Refusal(f"{file} holds {len(state)} tensors where the model has {tensors or 'some'}; the adapter was not saved whole")
+    for name, tensor in state.items():
+        if tensor.numel() == 0:
+            raise Refusal(f"{file}: {name} is empty; the adapter was gathered from one rank only")
+        if not torch.isfinite(tensor).all():
+            raise Refusal(f"{file}: {name} holds NaN or infinite numbers; take an earlier checkpoint and a lower LEARNING_RATE")
+        if "lora_B" in name and not tensor.any():
+            raise Refusal(f"{file}: {name} is all zero, as before training; nothing was learned")

@@ -1,0 +1,163 @@
+"""The embedded models of `--tiny`: small, of the recipe's family, with its real chat template, built here and cached.
+
+Each is briefly pretrained on `samples/base_prose.txt` and `samples/base_chats.jsonl`, so that fine-tuning starts from
+a model that knows the subject's words and how a chat goes, but not the manner of the answers it is to learn.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common import chat_text, child_process
+from common.log import say
+from common.refusal import Refusal
+from common.tokenised import cache_directory
+
+SAMPLES = Path(__file__).resolve().parents[1] / "samples"
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Dimensions and pretraining of one embedded model; widths in features, lengths in tokens."""
+
+    family: str
+    template: str  # chat template shipped with TRL
+    special: tuple  # control tokens: begin, end of text, padding, then the template's own
+    end_of_turn: str
+    vocab_size: int = 1024
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 6
+    num_key_value_heads: int = 3
+    max_position_embeddings: int = 2048
+    steps: int = 220
+    batch_size: int = 4
+    length: int = 256
+    learning_rate: float = 5e-3
+    seed: int = 0
+
+
+KNOWN = {
+    "tiny-llama": Tiny(
+        family="llama",
+        template="llama3",
+        special=(
+            *("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
+            *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        ),
+        end_of_turn="<|eot_id|>",
+    ),
+}
+
+
+def ensure(name):
+    """The directory of the embedded model `name`, built first where the cache has none; `Refusal` for an unknown name."""
+    from filelock import FileLock
+
+    if name not in KNOWN:
+        raise Refusal(f"there is no embedded model {name!r}; known are {', '.join(KNOWN)}")
+    digest = hashlib.sha256(json.dumps(asdict(KNOWN[name])).encode() + Path(__file__).read_bytes())
+    for file in ("base_prose.txt", "base_chats.jsonl"):
+        digest.update((SAMPLES / file).read_bytes())
+    path = cache_directory() / "tiny_models" / f"{name}-{digest.hexdigest()[:12]}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not (path / "config.json").is_file():
+            tiny = KNOWN[name]
+            say(f"building {name} once: {tiny.steps} steps of pretraining on {SAMPLES.name}/base_prose.txt and base_chats.jsonl")
+            start, directory = time.time(), Path(tempfile.mkdtemp(prefix=".building-", dir=path.parent))
+            try:
+                loss = child_process.run(build, tiny, directory)
+                directory.rename(path)
+            except BaseException:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+            say(f"{name} built in {time.time() - start:.0f} s, last pretraining loss {loss:.2f}")
+    return str(path)
+
+
+def build(tiny, directory):
+    """Train tokenizer and model of `tiny` into `directory` (safetensors, bf16); returns the last loss."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(tiny.seed)
+    prose = (SAMPLES / "base_prose.txt").read_text(encoding="utf-8")
+    chats = [json.loads(line)["messages"] for line in (SAMPLES / "base_chats.jsonl").read_text(encoding="utf-8").splitlines()]
+    tokenizer = _train_tokenizer(tiny, prose, chats)
+    ids = _training_ids(tokenizer, prose, chats)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=tiny.hidden_size, intermediate_size=tiny.intermediate_size,
+        num_hidden_layers=tiny.num_hidden_layers, num_attention_heads=tiny.num_attention_heads,
+        num_key_value_heads=tiny.num_key_value_heads, max_position_embeddings=tiny.max_position_embeddings,
+        rope_theta=500_000.0, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    loss = _pretrain(model, torch.tensor(ids), tiny)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.to(torch.bfloat16).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return loss
+
+
+def _train_tokenizer(tiny, prose, chats):
+    """Byte-level BPE on the same text; digits are single tokens, so that numbers can be copied."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=tiny.vocab_size, special_tokens=list(tiny.special), show_progress=False, initial_alphabet=byte_level.alphabet()
+    )
+    bpe.train_from_iterator(prose.splitlines() + [m["content"] for chat in chats for m in chat], trainer)
+    begin, end, pad = tiny.special[:3]
+    bpe.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, bpe.token_to_id(begin))])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=begin, eos_token=tiny.end_of_turn, pad_token=pad,
+                                        model_max_length=tiny.max_position_embeddings)  # fmt: skip
+    tokenizer.chat_template = chat_text.template_path(tiny.template).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def _training_ids(tokenizer, prose, chats):
+    """One stream of ids: prose by line and chats in turn, each behind a BOS."""
+    import random
+
+    pieces = [tokenizer.bos_token + line for line in prose.splitlines() if line.strip()]
+    pieces += [chat_text.render(tokenizer, chat) for chat in chats for _ in range(2)]
+    random.Random(0).shuffle(pieces)
+    return [i for ids in tokenizer(pieces, add_special_tokens=False)["input_ids"] for i in ids]
+
+
+def _pretrain(model, ids, tiny):
+    """Next-token training on random windows of `ids`; Muon on the hidden matrices, AdamW on embeddings and norms."""
+    import torch
+
+    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimizers = [
+        torch.optim.Muon(hidden, lr=tiny.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=tiny.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    generator = torch.Generator().manual_seed(tiny.seed)
+    for step in range(tiny.steps):
+        starts = torch.randint(len(ids) - tiny.length, (tiny.batch_size,), generator=generator)
+        batch = torch.stack([ids[s : s + tiny.length] for s in starts])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        scale = min(1.0, (step + 1) / 20) * max(0.02, 1 - step / tiny.steps)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = tiny.learning_rate * scale
+            optimizer.step()
+            optimizer.zero_grad()
+    return loss.item()

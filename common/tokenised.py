@@ -1,0 +1,214 @@
+"""The tokenised cache: built once before any rank starts, found again by a key over everything it depends on."""
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import chat_rows, chat_text, child_process
+from common.log import say
+from common.run_directory import read_json, write_json
+
+FORMAT = 1  # of the cache; raise it when what is stored changes
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """A built cache. train and validation have columns input_ids, labels (list[int32]) and length (int32)."""
+
+    path: Path
+
+    def train(self):
+        return self._load("train")
+
+    def validation(self):
+        """None where nothing is held out."""
+        return self._load("validation") if (self.path / "validation").is_dir() else None
+
+    @property
+    def statistics(self):
+        return read_json(self.path / "data.json")
+
+    def copy_to(self, run):
+        """Put the statistics, the held-out rows and the skipped rows into the run directory."""
+        for name in ("data.json", "validation.jsonl", "test.jsonl", "skipped_rows.jsonl"):
+            if (self.path / name).is_file():
+                shutil.copyfile(self.path / name, run.path / name)
+
+    def _load(self, split):
+        from datasets import load_from_disk
+
+        return load_from_disk(str(self.path / split))
+
+
+def cache_directory():
+    """Where caches live: $RECIPES_CACHE, else .cache/ of the repository."""
+    return Path(os.environ.get("RECIPES_CACHE") or Path(__file__).resolve().parents[1] / ".cache")
+
+
+def once(build, files, model, **settings):
+    """`Tokenised` from `build(directory)`, which runs only where no cache has the same key.
+
+    The key covers the bytes of `files`, the model's tokenizer files, `settings`, and the source of `build`. One process
+    builds, in a child of its own; others that come meanwhile wait for its lock, without a process group that could
+    time out. Nothing half-built is ever found: the directory gets its name last.
+    """
+    from filelock import FileLock
+
+    path = cache_directory() / "tokenised" / _key(build, files, model, settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        found = (path / "data.json").is_file()
+        if not found:
+            directory = Path(tempfile.mkdtemp(prefix=".building-", dir=path.parent))
+            try:
+                child_process.run(build, directory)
+                directory.rename(path)
+            except BaseException:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+    say(f"tokenised data {'found in' if found else 'written to'} {_short(path)}")
+    return Tokenised(path)
+
+
+def encode(directory, parts, report, model, revision, max_length, bad_rows, weights):
+    """Tokenise `parts` ({"train": rows, "validation": …, "test": …}) into `directory`, with statistics in data.json.
+
+    Equal rows (weights above 1 repeat them) are tokenised once. Rows that cannot be used are stopped at or left out
+    as `bad_rows` says. The test part is only counted here: it is judged later, from its text.
+    """
+    tokenizer = chat_text.load_tokenizer(model, revision)
+    splits, bad = {}, list(report["bad_rows"])
+    for name, rows in parts.items():
+        unique = list({id(row): row for row in rows}.values())
+        if not unique:
+            continue
+        encoded = _tokenise(tokenizer, unique, max_length, name)
+        place, problems = {}, encoded["problem"]
+        for index, (row, problem) in enumerate(zip(unique, problems, strict=True)):
+            if problem:
+                raw = json.dumps({"id": row.id, "messages": row.messages}, ensure_ascii=False)
+                bad.append({"file": row.file, "line": row.line, "reason": problem, "raw": raw})
+            else:
+                place[id(row)] = index
+        if bad and bad_rows == "stop":
+            raise chat_rows.bad_row_refusal(bad)
+        kept = [row for row in rows if id(row) in place]
+        if not kept:
+            raise chat_rows.bad_row_refusal(bad)
+        splits[name] = _statistics(encoded, kept, [place[id(row)] for row in kept]) | {"dropped": len(rows) - len(kept)}
+        if name != "test":
+            columns = encoded.select([place[id(row)] for row in kept]).select_columns(["input_ids", "labels", "length"])
+            columns.save_to_disk(str(directory / name))
+        if name != "train":
+            _write_rows(directory / f"{name}.jsonl", kept)
+    first = parts["train"][0] if not bad else next(r for r in parts["train"] if not any(b["line"] == r.line for b in bad))
+    example = chat_text.encode(tokenizer, first.messages, max_length)
+    ending = chat_text.end_of_turn(tokenizer, example)
+    if bad:
+        with (directory / "skipped_rows.jsonl").open("w", encoding="utf-8") as out:
+            out.writelines(json.dumps(b, ensure_ascii=False) + "\n" for b in bad)
+    after = Counter(row.file for row in parts["train"])
+    files = {f: {**r, "weight": weights[f], "rows_after_weighting": after[f]} for f, r in report["files"].items()}
+    write_json(directory / "data.json", {
+        "rows_read": report["rows_read"], "bad_row_count": len(bad),
+        "bad_rows": [{k: b[k] for k in ("file", "line", "reason")} for b in bad[: chat_rows.SHOWN]],
+        "files": files, "splits": splits, "max_length": max_length, "end_of_turn": ending,
+        "example": {"id": first.id, "spans": chat_text.marked(tokenizer, example)},
+    })  # fmt: skip
+
+
+def describe(statistics):
+    """The statistics in words, for the terminal: rows, tokens, lengths, what was left out, one masked example."""
+    lines = []
+    for file, f in statistics["files"].items():
+        kinds = ", ".join(f"{count} as {kind}" for kind, count in f["format_counts"].items())
+        lines.append(f"{file}: {f['rows']} rows ({kinds}), weight {f['weight']:g} -> {f['rows_after_weighting']} training rows")
+    for name, s in statistics["splits"].items():
+        p = s["length_percentiles"]
+        lines.append(
+            f"{name:<10} {s['rows']:>7,} rows from {s['groups']:,} sources, {s['tokens']:,} tokens ({s['label_tokens']:,} labels); "
+            f"length median {p['50']}, 90 % {p['90']}, longest {p['100']}; "
+            f"{s['duplicates']} duplicates, {s['shortened']} shortened, {s['dropped']} dropped"
+        )  # fmt: skip
+    if statistics["bad_row_count"]:
+        named = "; ".join(f"{b['file']} line {b['line']}: {b['reason']}" for b in statistics["bad_rows"])
+        lines.append(f"{statistics['bad_row_count']} rows left out, all of them in skipped_rows.jsonl: {named}")
+    shown = "".join(f"[[{s['text']}]]" if s["label"] else s["text"] for s in statistics["example"]["spans"])
+    lines.append(f"row {statistics['example']['id']} as the model sees it; what it learns stands in [[ ]]:")
+    return "\n".join([*lines, *(f"  | {line}" for line in shown.splitlines())])
+
+
+def _tokenise(tokenizer, rows, max_length, name):
+    from datasets import Dataset, Features, Sequence, Value, disable_progress_bars
+
+    from common.hardware import cpu_cores
+
+    def batch(texts):
+        out = {"input_ids": [], "labels": [], "length": [], "shortened": [], "problem": []}
+        for text in texts["messages"]:
+            try:
+                encoded, problem = chat_text.encode(tokenizer, json.loads(text), max_length), ""
+            except chat_rows.BadRow as reason:
+                encoded, problem = chat_text.Encoded([], [], ""), str(reason)
+            values = (encoded.input_ids, encoded.labels, len(encoded.input_ids), encoded.shortened, problem)
+            for key, value in zip(out, values, strict=True):
+                out[key].append(value)
+        return out
+
+    if len(rows) < 2000:
+        disable_progress_bars()  # done before a bar could be read
+    features = Features({"input_ids": Sequence(Value("int32")), "labels": Sequence(Value("int32")), "length": Value("int32"),
+                         "shortened": Value("string"), "problem": Value("string")})  # fmt: skip
+    texts = Dataset.from_dict({"messages": [json.dumps(row.messages) for row in rows]})
+    processes = max(1, min(cpu_cores(), len(rows) // 2000))
+    return texts.map(batch, batched=True, batch_size=256, num_proc=processes if processes > 1 else None, features=features,
+                     remove_columns=["messages"], desc=f"Tokenising {name}", keep_in_memory=False, load_from_cache_file=False)  # fmt: skip
+
+
+def _statistics(encoded, rows, places):
+    import numpy as np
+
+    lengths = np.asarray(encoded["length"])[places]
+    labels = encoded.with_format("numpy")["labels"]
+    counts = np.array([int((np.asarray(labels[i]) != chat_text.IGNORED).sum()) for i in range(len(encoded))])[places]
+    once = {id(row): row for row in rows}.values()
+    distinct = {hashlib.sha256(json.dumps(row.messages).encode()).digest() for row in once}
+    return {
+        "rows": len(rows), "groups": len({row.group for row in rows}),
+        "tokens": int(lengths.sum()), "label_tokens": int(counts.sum()),
+        "length_percentiles": {str(p): int(np.percentile(lengths, p)) for p in (50, 90, 99, 100)},
+        "duplicates": len(once) - len(distinct), "shortened": sum(bool(encoded["shortened"][i]) for i in set(places)),
+    }  # fmt: skip
+
+
+def _write_rows(path, rows):
+    with path.open("w", encoding="utf-8") as out:
+        for row in rows:
+            held_out = {"id": row.id, "group": row.group, "topics": row.topics, "messages": row.messages}
+            out.write(json.dumps(held_out, ensure_ascii=False) + "\n")
+
+
+def _key(build, files, model, settings):
+    import xxhash
+
+    digest = hashlib.sha256(json.dumps([FORMAT, inspect.getsource(build), sorted(settings.items())], default=str).encode())
+    for path in [Path(f) for f in files] + sorted(Path(model).glob("tokenizer*")) + sorted(Path(model).glob("chat_template*")):
+        digest.update(path.name.encode())
+        if path.is_file():
+            with path.open("rb") as content:
+                chunks = xxhash.xxh3_128()
+                while block := content.read(1 << 22):
+                    chunks.update(block)
+            digest.update(chunks.digest())
+    digest.update(str(model).encode())
+    return digest.hexdigest()[:24]
+
+
+def _short(path):
+    return os.path.relpath(path) if not os.path.relpath(path).startswith("..") else path

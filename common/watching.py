@@ -1,0 +1,222 @@
+"""Watching a run: one progress bar, figures per logged step, warnings in words, and the mark that makes a checkpoint whole."""
+
+import json
+import math
+import sys
+import time
+
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+
+from common import batches, hardware, launch, log, models, tracking, versions
+from common.log import is_rank_0, say, warn
+from common.refusal import Refusal
+from common.run_directory import read_json, write_json
+
+RISING = 1.3  # recent loss over the lowest earlier one
+FLAT = 0.02  # relative change of the loss over the run below which nothing was learned
+BYTES_A_CHECKPOINT = 12  # a trainable parameter: fp32 weight and two fp32 Adam moments at most
+WINDOW = 5  # logged values that are averaged before they are compared
+
+
+def begin(run, settings, model, model_name, data, report_to):
+    """Open the run directory on rank 0: constants, run.json, statistics, held-out rows, training.log, trackers."""
+    if not is_rank_0():
+        return
+    run_id = tracking.prepare(report_to, run, (read_json(run.run) or {}).get("wandb_run_id"))
+    run.begin(
+        settings.values, recipe=settings.recipe, model_name=str(model_name), model_revision=settings.values.get("MODEL_REVISION"),
+        tiny=settings.tiny, command=settings.command, hardware=hardware.describe(), versions=versions.installed(), wandb_run_id=run_id,
+        notes=not_covered(),
+    )  # fmt: skip
+    data.copy_to(run)
+    log.write_to(run.training_log)
+    total, trainable = models.count_parameters(model)
+    say(f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.2%}); the run goes to {run.path}/")
+    for note in not_covered():
+        say(f"note: {note}")
+    hardware.require_disk(run.path, trainable * BYTES_A_CHECKPOINT / 1e9, "one checkpoint")
+
+
+def not_covered():
+    """What a run on this machine does not show of a run on a GPU, in sentences."""
+    import torch
+
+    if torch.cuda.is_available():
+        return []
+    return [
+        "no GPU: Unsloth trains on the CPU with plain AdamW in place of paged 8-bit AdamW, rows grouped by length in place of packing, and "
+        "without its GPU kernels; those parts of the recipe are not exercised by this run"
+    ]
+
+
+def attach(trainer, run, constants, early_stopping_patience=None):
+    """Put this module's callbacks in place of the Trainer's printing; constants (dict) go into every checkpoint."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Commit(run, constants))
+    trainer.add_callback(Watch(run))
+    if early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience))
+
+
+def announce(trainer, statistics, warmup_ratio):
+    """Print what is really run - steps, tokens a step, epochs - and warn of what its numbers make pointless."""
+    args, rows = trainer.args, trainer.train_dataset
+    tokens = statistics["splits"]["train"]["tokens"]
+    per_rank = args.per_device_train_batch_size
+    run = plan(len(rows), tokens, per_rank * args.gradient_accumulation_steps * args.world_size, args.num_train_epochs, args.max_steps)
+    if args.packing:
+        padding = 0.0  # rows end to end; what packing leaves free at a row's end is never computed
+    else:
+        order = batches.grouped_order(rows["length"], per_rank * args.world_size, args.seed, 0)
+        padding = float(batches.padding_share(rows["length"], order, per_rank))
+    say(
+        f"{run['steps']:,} steps of {per_rank} x {args.gradient_accumulation_steps} x {args.world_size} rank(s) rows, about "
+        f"{run['tokens_per_step']:,} tokens each; {run['epochs']:g} epochs; {'packed' if args.packing else f'{padding:.1%} padding'}"
+    )
+    if is_rank_0():
+        for text in pointless(run["steps"], warmup_ratio, args.eval_steps if trainer.eval_dataset else None, args.save_steps, padding):
+            warn(text)
+
+
+def figures(trainer, run):
+    """The figures of a training that ended, also for run.json; `Refusal` where its loss became NaN."""
+    state = trainer.state
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    if losses and not math.isfinite(losses[-1]):
+        raise Refusal(
+            f"the loss became NaN at step {state.global_step} and training was stopped; lower LEARNING_RATE "
+            f"(now {trainer.args.learning_rate:g}) or set MAX_GRAD_NORM, and resume from the last checkpoint"
+        )
+    best = state.best_model_checkpoint
+    found = {"steps": state.global_step, "train_loss": losses[-1] if losses else None, "eval_loss": state.best_metric,
+             "best_checkpoint": f"checkpoint-{state.best_global_step}" if best else None}  # fmt: skip
+    if best and trainer.args.load_best_model_at_end:
+        say(f"held-out loss was lowest at {found['best_checkpoint']} ({state.best_metric:.4f}): that is the final model")
+    return found
+
+
+class Commit(TrainerCallback):
+    """Writes constants.json into a checkpoint when all ranks have written theirs: without it a checkpoint is not whole."""
+
+    def __init__(self, run, constants):
+        self.run, self.constants = run, constants
+
+    def on_save(self, args, state, control, **kwargs):
+        launch.wait_for_all()
+        if is_rank_0():
+            write_json(self.run.path / f"checkpoint-{state.global_step}" / "constants.json", self.constants)
+            say(f"saved checkpoint-{state.global_step}", terminal=not sys.stderr.isatty())
+
+
+class Watch(TrainerCallback):
+    """Progress bar on a terminal, lines elsewhere; metrics.jsonl; warnings when the loss is NaN, rising or flat."""
+
+    def __init__(self, run):
+        self.run, self.bar, self.losses, self.nan_step = run, None, [], None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = self.last_time = time.time()
+        self.last_tokens, self.warmup = state.num_input_tokens_seen, args.get_warmup_steps(state.max_steps)
+        if is_rank_0():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=not sys.stderr.isatty())
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not logs or "train_runtime" in logs:
+            return
+        loss = logs.get("loss")
+        if loss is not None and not math.isfinite(loss):
+            self.nan_step = state.global_step
+            control.should_training_stop = True
+        if not is_rank_0():
+            return
+        now = time.time()
+        figures = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), "seconds": round(now - self.start, 2)}
+        if "eval_loss" in logs:
+            figures["eval_loss"] = logs["eval_loss"]
+            self._write(f"held-out loss {logs['eval_loss']:.4f}", state)
+            self.last_time = now  # evaluation is not training time
+        elif loss is not None:
+            speed = (state.num_input_tokens_seen - self.last_tokens) / max(now - self.last_time, 1e-9)
+            self.last_time, self.last_tokens = now, state.num_input_tokens_seen
+            figures |= {"loss": loss, "learning_rate": logs.get("learning_rate"), "grad_norm": logs.get("grad_norm")}
+            figures |= {"tokens_per_second": round(speed, 1), "memory_gb": memory_gb()}
+            logs["tokens_per_second"], logs["memory_gb"] = figures["tokens_per_second"], figures["memory_gb"]  # for the trackers too
+            self._write(
+                f"loss {loss:.4f}  lr {figures['learning_rate']:.2e}  {speed:,.0f} tokens/s  {figures['memory_gb']:.1f} GB  "
+                f"{_left(now - self.start, state)} left", state,
+            )  # fmt: skip
+            self.losses.append(loss)
+            self._judge(state)
+        with self.run.metrics.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in figures.items()}) + "\n")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+
+    def _write(self, text, state):
+        line = f"step {state.global_step}/{state.max_steps}  {text}"
+        say(line, terminal=self.bar.disable)
+        if not self.bar.disable:
+            self.bar.set_postfix_str(text)
+
+    def _judge(self, state):
+        done = len(self.losses)
+        if done < 3 * WINDOW:
+            return
+        recent = sum(self.losses[-WINDOW:]) / WINDOW
+        earlier = [sum(self.losses[i : i + WINDOW]) / WINDOW for i in range(done - 2 * WINDOW + 1)]
+        if recent > RISING * min(earlier):
+            warn(f"the loss is rising ({min(earlier):.3f} -> {recent:.3f} by step {state.global_step}); lower LEARNING_RATE, to a third first")
+        elif state.global_step > max(2 * self.warmup, state.max_steps / 3) and recent > (1 - FLAT) * earlier[0]:
+            warn(f"the loss is flat ({earlier[0]:.3f} -> {recent:.3f} by step {state.global_step}); raise LEARNING_RATE or LORA_R")
+
+
+def memory_gb():
+    """Peak GB (10^9 bytes) allocated on this rank's GPU; without a GPU the process's resident memory now."""
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    import psutil
+
+    return round(psutil.Process().memory_info().rss / 1e9, 2)
+
+
+def plan(rows, tokens, rows_per_step, epochs, max_steps):
+    """{"steps", "tokens_per_step", "epochs"} of what is really run.
+
+    rows: rows of the training set as the trainer has it (packed rows when packing); tokens: all of their tokens;
+    rows_per_step: micro-batch x accumulation x ranks.
+    """
+    steps_per_epoch = max(1, math.ceil(rows / rows_per_step))
+    steps = max_steps if max_steps > 0 else math.ceil(steps_per_epoch * epochs)
+    return {"steps": steps, "tokens_per_step": round(tokens / steps_per_epoch), "epochs": round(steps / steps_per_epoch, 3)}
+
+
+def pointless(steps, warmup, eval_steps, save_steps, padding):
+    """Sentences about intervals never reached, a warmup that never starts or ends, and padding above a tenth."""
+    found = []
+    if 0 < warmup < 1 and warmup * steps < 1:
+        found.append(f"the warmup is {warmup} of {steps} steps, less than one, so there is none; raise WARMUP_RATIO above {1 / steps:.2g}")
+    if warmup >= max(steps, 1):
+        found.append(f"the warmup of {warmup:g} steps never ends in {steps} steps, so the peak learning rate is never reached; take 0.03")
+    if eval_steps and eval_steps > steps:
+        found.append(f"EVAL_STEPS = {eval_steps} is never reached in {steps} steps; {max(1, steps // 4)} would show the held-out loss")
+    if save_steps > steps:
+        found.append(f"SAVE_STEPS = {save_steps} is never reached in {steps} steps, so only the end is saved; try {max(1, steps // 3)}")
+    if padding > 0.10:
+        found.append(f"{padding:.0%} of the tokens are padding; a smaller PER_DEVICE_TRAIN_BATCH_SIZE, or PACKING on a GPU, wastes less")
+    return found
+
+
+def _left(elapsed, state):
+    done = state.global_step - getattr(state, "resumed_at", 0)
+    seconds = elapsed / max(done, 1) * (state.max_steps - state.global_step)
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
