@@ -87,6 +87,9 @@ def test_a_full_model_that_lacks_tensors(refused, run, made):
 def test_a_tokenizer_without_chat_template(refused, run):
     (run.final_model / "chat_template.jinja").unlink()
     assert "has no chat template" in checkpoint(refused, run.final_model)
+    tokenizer = run.final_model / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text()[:1000])
+    assert "cannot be loaded" in checkpoint(refused, run.final_model)
 
 
 def test_flags_that_contradict_themselves(refused, run):

@@ -187,3 +187,36 @@ def test_one_command_judges_a_checkpoint_and_the_base_beside_it(run, capsys, mon
     assert found == {"base.json", "final_model.json"}
     result = json.loads((run.eval / "final_model.json").read_text())
     assert result["step"] is None and result["path"] == "final_model" and result["speed"]["tokens_per_second"] > 0
+
+
+def test_of_several_answers_the_last_is_judged_and_a_long_row_is_shortened_as_for_training(trained):
+    import answers
+    import held_out
+
+    _, tokenizer = trained
+    turns = [
+        {"role": role, "content": f"{word} {n}"} for n in range(4) for role, word in (("user", "mean of"), ("assistant", "variance is"))
+    ]
+    row = held_out.Row("r", "g", turns)
+    (whole,), note = answers.encode(tokenizer, [row], 500)
+    assert note is None and whole.ids[: whole.answer_start] == whole.prompt_ids
+    assert tokenizer.decode(whole.ids[whole.answer_start :]) == "variance is 3<|eot_id|>"
+    assert "variance is 2<|eot_id|>" in tokenizer.decode(whole.prompt_ids)
+    (short,), _ = answers.encode(tokenizer, [row], len(whole.ids) - 1)
+    assert tokenizer.decode(short.ids[short.answer_start :]) == "variance is 3<|eot_id|>"
+    assert "mean of 0" not in tokenizer.decode(short.prompt_ids) and "mean of 1" in tokenizer.decode(short.prompt_ids)
+    assert short.prompt_ids == short.ids[: short.answer_start]
+
+
+def test_a_tokenizer_that_joins_the_prompts_end_differently_is_named(trained):
+    import copy
+
+    import answers
+    import held_out
+
+    _, tokenizer = trained
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["\n\nrate"])  # one token over the end of the prompt and the start of the answer
+    row = held_out.Row("r", "g", [{"role": "user", "content": "mean?"}, {"role": "assistant", "content": "rate"}])
+    assert answers.encode(tokenizer, [row], 500)[1] is None
+    assert answers.encode(other, [row], 500)[1].startswith("1 of 1 prompts give other tokens alone")
