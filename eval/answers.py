@@ -9,6 +9,7 @@ from common import chat_text
 from common.chat_rows import BadRow
 from common.refusal import Refusal
 
+FIRST_STAGE = 64  # tokens generated before finished answers leave the batch
 LOGITS_AT_ONCE = 1 << 28  # numbers in a batch's logits: 1 GB in fp32, whatever the vocabulary
 
 
@@ -130,32 +131,47 @@ def losses(model, rows, batch_size, pad):
 
 
 def generate(model, tokenizer, rows, ends, pad, max_new_tokens, batch_size, sampling):
-    """(answers in the order of `rows`, generated tokens, seconds). Answers stop at any end id; a batch holds prompts of similar length."""
+    """(answers in the order of `rows`, generated tokens, seconds). Answers stop at any end id.
+
+    A batch costs as much for one unfinished answer as for all, so it goes on for 64 tokens, then those unfinished are batched anew, with
+    what they have said as part of the prompt, for 64, 128, 256, … more.
+    """
     import torch
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    texts, produced = [None] * len(rows), 0
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    said = [[] for _ in rows]
     config = {"eos_token_id": sorted(ends), "pad_token_id": pad, "use_cache": True, "do_sample": sampling != "greedy"}
     if sampling != "greedy":
         torch.manual_seed(sampling["seed"])
         config |= {"temperature": sampling["temperature"], "top_p": sampling["top_p"], "top_k": 0}
 
-    @torch.inference_mode()
-    def work(indices):
-        nonlocal produced
-        ids, mask = _padded([rows[index].prompt_ids for index in indices], pad, device)
-        room = max_new_tokens if limit is None else min(max_new_tokens, max(1, limit - ids.shape[1]))  # not past the positions it knows
-        model.generation_config = GenerationConfig(**config, max_new_tokens=room)
-        found = model.generate(input_ids=ids, attention_mask=mask)[:, ids.shape[1] :].tolist()
-        for index, tokens in zip(indices, found, strict=True):
-            end = next((n + 1 for n, token in enumerate(tokens) if token in ends), len(tokens))
-            produced += end
-            texts[index] = tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+    start, total = time.perf_counter(), 0
+    while total < max_new_tokens:
+        stage = min(max(total, FIRST_STAGE), max_new_tokens - total)
+        going = [
+            n
+            for n, row in enumerate(rows)
+            if len(said[n]) == total and not ends & set(said[n][-1:]) and len(row.prompt_ids) + total < limit
+        ]
+        if not going:
+            break
+        prompts = [rows[n].prompt_ids + said[n] for n in going]
 
-    start = time.perf_counter()
-    _halving(batch_size, [row.prompt_ids for row in rows], work)
+        @torch.inference_mode()
+        def work(indices, going=going, prompts=prompts, stage=stage):
+            ids, mask = _padded([prompts[index] for index in indices], pad, device)
+            room = min(stage, limit - ids.shape[1])  # not past the positions that the model knows
+            model.generation_config = GenerationConfig(**config, max_new_tokens=room)
+            found = model.generate(input_ids=ids, attention_mask=mask)[:, ids.shape[1] :].tolist()
+            for index, tokens in zip(indices, found, strict=True):
+                end = next((n + 1 for n, token in enumerate(tokens) if token in ends), len(tokens))
+                said[going[index]] += tokens[:end]
+
+        _halving(batch_size, prompts, work)
+        total += stage
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return texts, produced, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said], sum(map(len, said)), seconds

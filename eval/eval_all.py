@@ -8,13 +8,23 @@ the adapters swapped on them. What is judged already with the same settings and 
 is named at the end and the exit code is 1; the others are judged all the same. With several GPUs each takes its share.
 """
 
+from pathlib import Path
+
 import flags
+
+SMALL = 1 << 28  # bytes of base weights: up to here several copies on a CPU are no matter
 
 
 def parse(arguments=None):
     parser = flags.Parser(__doc__)
     parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="default: the newest run under outputs/")
-    parser.add_argument("--workers", type=flags.positive_or_auto, default="auto", metavar="N", help="processes (default: one per GPU)")
+    parser.add_argument(
+        "--workers",
+        type=flags.positive_or_auto,
+        default="auto",
+        metavar="N",
+        help="processes (default: one per GPU; for a small model on a CPU, several)",
+    )
     parser.add_argument("--only", metavar="NAMES", help="judge only these, separated by commas, such as base,checkpoint-100")
     parser.add_argument("--no-summary", action="store_true", help="write each model's JSON and nothing else")
     flags.add_generation_flags(parser)
@@ -35,15 +45,17 @@ def judge_models(run, names, options):
             continue
         start = time.perf_counter()
         try:
-            result, fresh = judge(name, path, run.eval / f"{name}.json")
+            result, fresh = judge(name, path, run.eval / f"{name}.json", answering=name != "merged_model")  # it answers as final_model does
         except Refusal as reason:
             failed[name] = str(reason)
             (run.eval / f"{name}.json").unlink(missing_ok=True)  # figures of what lay there before it broke
             print(f"{name}: not judged: {reason}", flush=True)
             continue
         found = result["metrics"]
-        speed = f"{result['speed']['tokens_per_second']:.0f} tokens/s, {time.perf_counter() - start:.1f} s" if fresh else "judged before"
-        print(f"{name}: loss {found['loss']['mean']:.3f}, ROUGE-L {found['rougeL']['mean']:.3f}, {speed}", flush=True)
+        how = f"in {time.perf_counter() - start:.1f} s" if fresh else "judged before"
+        how = f"same weights as {result['same_weights_as']}" if fresh and "same_weights_as" in result else how
+        rouge = f", ROUGE-L {found['rougeL']['mean']:.3f}" if found.get("rougeL") else ""
+        print(f"{name}: loss {found['loss']['mean']:.3f}{rouge}, {how}", flush=True)
     for note in judge.notes:
         print(f"note: {note}", flush=True)
     return failed
@@ -55,14 +67,16 @@ def judge_in_workers(run, names, count, arguments):
     import subprocess
     import sys
 
+    from common import hardware
     from common.run_directory import read_json, write_json
 
     devices = gpus()
     workers = []
-    for number, share in enumerate(names[start::count] for start in range(count)):
+    cores = {} if devices else {"OMP_NUM_THREADS": str(max(1, hardware.cpu_cores() // count))}
+    for number, share in enumerate(shares(run, names, count)):
         failures = run.eval / f".failed-{number}.json"
         write_json(failures, dict.fromkeys(share, "its process died before it was judged; its last lines stand above"))
-        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {})
+        environment = os.environ | cores | ({"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {})
         command = [sys.executable, __file__, str(run.path), *arguments, "--workers", "1", "--only", ",".join(share), "--no-summary"]
         workers.append((subprocess.Popen(command, env=environment | {"EVAL_FAILURES": str(failures)}), failures))
     failed = {}
@@ -71,6 +85,39 @@ def judge_in_workers(run, names, count, arguments):
         failed |= read_json(failures, {})
         failures.unlink(missing_ok=True)
     return failed
+
+
+def shares(run, names, count):
+    """`names` for each of `count` workers; the final model beside the checkpoint whose weights it probably has, to take its figures."""
+    from common.run_directory import read_json, step_of
+
+    jobs = [[name] for name in names if name != "final_model"]
+    if "final_model" in names:
+        twins = [read_json(run.run, {}).get("best_checkpoint"), *reversed([name for name in names if step_of(name) is not None])]
+        beside = next((job for twin in twins for job in jobs if job == [twin]), None)
+        if beside:
+            beside.append("final_model")
+        else:
+            jobs.append(["final_model"])
+    return [[name for job in jobs[start::count] for name in job] for start in range(min(count, len(jobs)))]
+
+
+def default_workers(run, names):
+    """One per GPU; on a CPU, where a small model cannot use many cores, two or more that share them; else one."""
+    from common import hardware
+
+    if gpus():
+        return len(gpus())
+    import saved_model
+
+    from common.refusal import Refusal
+
+    try:
+        source = Path(saved_model.base_of(run).source)
+    except Refusal:
+        return 1
+    small = source.is_dir() and sum(path.stat().st_size for path in source.glob("*.safetensors")) < SMALL
+    return min(hardware.cpu_cores(), 4, (len(names) + 1) // 2) if small else 1
 
 
 def gpus():
@@ -87,7 +134,6 @@ def gpus():
 def main():
     import os
     import sys
-    from pathlib import Path
 
     options = parse()
     flags.share_cores()
@@ -106,7 +152,7 @@ def main():
         raise Refusal(f"{run.path} has no {strange[0]}; it has {', '.join(known)}")
     judging.Rows.of(run, options.rows)  # refuses before anything heavy is imported
     before = written(run, names)
-    count = min(len(names), options.workers if options.workers != "auto" else max(1, len(gpus())))
+    count = min(len(names), options.workers if options.workers != "auto" else default_workers(run, names))
     if count > 1:
         arguments = [a for a in sys.argv[1:] if a != options.run_dir]
         failed = judge_in_workers(run, names, count, arguments)

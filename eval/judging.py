@@ -74,8 +74,9 @@ class Judge:
         self.dtype = str(dtype).removeprefix("torch.")
         self.models = saved_model.Models(self.device, dtype)
         self.notes = []
+        self.judged = {}  # (settings_key, weights) -> result, of this process
 
-    def settings(self, saved, tokenizer_digest):
+    def settings(self, saved, tokenizer_digest, answering):
         """All that changes the figures, besides the weights themselves."""
         four_bit = saved_model.four_bit(self.run, self.options.load_in_4bit, saved)
         base = "as saved" if not four_bit else "NF4, written out as float32 once" if self.device == "cpu" else "NF4"
@@ -84,7 +85,7 @@ class Judge:
             "test": held_out.digest(self.rows.test),
             "validation": held_out.digest(self.rows.validation) if self.rows.validation else None,
             "rows": len(self.rows.test),
-            "max_new_tokens": self.options.max_new_tokens,
+            "max_new_tokens": self.options.max_new_tokens if answering else 0,
             "max_length": self._max_length(),
             "sampling": self.options.sampling,
             "dtype": self.dtype,
@@ -94,37 +95,52 @@ class Judge:
             "loaded_with": "transformers and PEFT, without Unsloth",
         }
 
-    def __call__(self, name, path, output):
+    def __call__(self, name, path, output, answering=True):
         """The JSON of one model, from `output` where it lies there already with the same settings and weights. `Refusal` if it is broken.
 
-        Returns (result, whether it was judged now).
+        A model with the weights of one judged before takes its figures. Without `answering` there are losses only, which an `output`
+        with answers serves as well. Returns (result, whether it was judged now).
         """
         saved, base = open_saved(self.run, name, path)
         tokenizer, digest = answers.load_tokenizer(self._tokenizer_places(saved, base))
-        settings = self.settings(saved, digest)
         weights = saved.digest() + (f" on {base.digest()}" if saved.kind == "adapter" else "")
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        known = _known(output)
-        if not self.options.force and known.get("settings_key") == key and known.get("weights") == weights:
-            return known, False
-        model = self.models.use(saved, base, settings["4bit"])
-        result = {
+        known = {} if self.options.force else _known(output)
+        for settings in (self.settings(saved, digest, True), self.settings(saved, digest, answering)):
+            key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+            if known.get("settings_key") == key and known.get("weights") == weights:
+                return known, False
+        identity = {
             "name": name,
             "step": 0 if name == "base" else step_of(name),
             "path": _relative(path, self.run) if path else saved.source,
             "settings": settings,
             "settings_key": key,
             "weights": weights,
+        }
+        twin = self._twin(key, weights)
+        if twin:
+            result = twin | identity | {"same_weights_as": twin["name"]}
+            write_json(output, result)
+            return result, True
+        model = self.models.use(saved, base, settings["4bit"])
+        result = identity | {
             "rows": len(self.rows.test),
             "groups": len({row.group for row in self.rows.test}),
-            **self._figures(model, tokenizer),
+            **self._figures(model, tokenizer, answering),
         }
         if result["metrics"]["loss"]["mean"] != result["metrics"]["loss"]["mean"]:
             raise Refusal(f"the loss of {name} is NaN though its weights are finite: it overflows in {self.dtype}; take an earlier one")
         write_json(output, result)
+        self.judged[key, weights] = result
         return result, True
 
-    def _figures(self, model, tokenizer):
+    def _twin(self, key, weights):
+        """A result with these settings and weights: of this process, or on disk."""
+        on_disk = [] if self.options.force else map(_known, self.run.eval.glob("*.json"))
+        found = {(r.get("settings_key"), r.get("weights")): r for r in on_disk if "metrics" in r} | self.judged
+        return found.get((key, weights))
+
+    def _figures(self, model, tokenizer, answering):
         import time
 
         test, validation, options = self.rows.test, self.rows.validation or [], self.options
@@ -136,19 +152,24 @@ class Judge:
         start = time.perf_counter()
         losses = answers.losses(model, encoded, size, pad)
         loss_seconds = time.perf_counter() - start
+        loss = _loss(losses[: len(test)], test)
+        figures = {
+            "loss": _interval(loss),
+            "perplexity": _interval(scores.perplexity_interval(loss)),
+            "validation_loss": _interval(_loss(losses[len(test) :], validation)) if validation else None,
+        }
+        if not answering:
+            return {"metrics": figures, "speed": None, "examples": []}
         ends = answers.end_ids(tokenizer, model, encoded)
         prompts = encoded[: len(test)]
         given, produced, seconds = answers.generate(model, tokenizer, prompts, ends, pad, options.max_new_tokens, size, options.sampling)
         rouges = [scores.rouge(row.reference, answer) for row, answer in zip(test, given, strict=True)]
         numbers = [scores.numbers_recalled(row.reference, answer) for row, answer in zip(test, given, strict=True)]
-        loss = _loss(losses[: len(test)], test)
         return {
-            "metrics": {
-                "loss": _interval(loss),
-                "perplexity": _interval(scores.perplexity_interval(loss)),
+            "metrics": figures
+            | {
                 **{name: _mean([found[name] for found in rouges], test) for name in scores.ROUGE_NAMES},
                 "numbers": _mean(numbers, test),
-                "validation_loss": _interval(_loss(losses[len(test) :], validation)) if validation else None,
             },
             "speed": {
                 "tokens_per_second": round(produced / seconds, 1),

@@ -26,13 +26,19 @@ class Saved:
     revision: str | None = None
 
     def digest(self):
-        """A name for exactly these weights and this configuration; of a hub model its name and revision."""
+        """A name for exactly these weights and this configuration; of a hub model its name and revision.
+
+        Of an adapter the numbers count, not how they are stored: final_model/ may hold in fp32 what a checkpoint holds in bf16.
+        """
         directory = Path(self.source)
         if not directory.is_dir():
             return f"{self.source}@{self.revision or 'main'}"
         found = hashlib.sha256()
         for path in sorted(directory.iterdir()):
-            if path.suffix == ".safetensors":
+            if path.suffix == ".safetensors" and self.kind == "adapter":
+                for name, tensor in read_tensors(path):
+                    found.update(name.encode() + str(tuple(tensor.shape)).encode() + tensor.float().numpy().tobytes())
+            elif path.suffix == ".safetensors":
                 found.update(path.name.encode() + _sampled(path))
             elif path.name in ("config.json", "adapter_config.json", "generation_config.json"):
                 found.update(path.name.encode() + path.read_bytes())

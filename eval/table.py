@@ -49,7 +49,11 @@ def _cells(results):
     yield ["model", *(heading for heading, _ in METRICS.values()), "tok/s", "s/answer"]
     for r in results:
         figures = (_figure(r["metrics"].get(key), digits) for key, (_, digits) in METRICS.items())
-        yield [r["name"], *figures, f"{r['speed']['tokens_per_second']:.0f}", f"{r['speed']['seconds_per_answer']:.3f}"]
+        yield [r["name"], *figures, *_speed(r["speed"])]
+
+
+def _speed(found):
+    return [f"{found['tokens_per_second']:.0f}", f"{found['seconds_per_answer']:.3f}"] if found else ["-", "-"]
 
 
 def _figure(found, digits):

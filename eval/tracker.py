@@ -20,7 +20,9 @@ def log(run, results, base, report_to):
         if result["step"] is None:
             tracked.summary.update({f"{result['name']}/{key.removeprefix('eval/')}": value for key, value in figures.items()})
         else:
-            tracked.log({"eval/step": result["step"], "eval/tokens_per_second": result["speed"]["tokens_per_second"], **figures})
+            tracked.log(
+                {"eval/step": result["step"], "eval/tokens_per_second": (result["speed"] or {}).get("tokens_per_second"), **figures}
+            )
     tracked.log({"eval/examples": _examples(wandb, results, base)})
     directory = tracked.dir
     tracked.finish()

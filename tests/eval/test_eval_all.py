@@ -99,7 +99,7 @@ def test_a_second_call_judges_nothing_and_broken_checkpoints_do_not_stop_the_res
             save_file({key.replace("layers.1", "layers.7"): tensor for key, tensor in tensors.items()}, file)
         else:
             file.unlink()
-    code, said = evaluate(run.path, "--max-new-tokens", 16)
+    code, said = evaluate(run.path, "--max-new-tokens", 16, "--workers", 1)
     assert code == 1
     failed = summary(run)["failed"]
     assert set(failed) == {f"checkpoint-{number}" for number in range(20, 27)}
