@@ -77,14 +77,23 @@ def parse(raw, file, number, split_by="id"):
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise BadRow(f"it is not JSON ({error.msg} at character {error.pos + 1})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise BadRow(f"it is not JSON that can be read ({error})") from None
     if not isinstance(content, dict):
         raise BadRow(f"it is a JSON {type(content).__name__}; a row is an object")
+    if "\\ud" in text or "\\uD" in text:
+        _refuse_half_pairs(content)
     kind, messages = _messages(content)
     messages = check(messages)
-    row_id = str(content.get("id") or f"{Path(file).stem}:{number}")
+    row_id = str(content["id"]) if _has_id(content) else f"{Path(file).stem}:{number}"
     topics = content.get("topics")
     topics = [str(t) for t in topics] if isinstance(topics, list) else []
     return Row(row_id, group_of(content, row_id, messages, split_by), messages, str(file), number, topics), kind
+
+
+def _has_id(content):
+    """Whether the row brings an id of its own; 0 is one."""
+    return content.get("id") not in (None, "")
 
 
 def group_of(content, row_id, messages, split_by):
@@ -97,7 +106,7 @@ def group_of(content, row_id, messages, split_by):
         if content.get(split_by) in (None, ""):
             raise BadRow(f"it has no field {split_by!r}, which SPLIT_BY names")
         return str(content[split_by])
-    if not content.get("id"):
+    if not _has_id(content):
         question = next(m["content"] for m in messages if m["role"] == "user")
         return hashlib.sha256(question.encode()).hexdigest()[:16]
     found = re.fullmatch(r"(.+_[^_]+)_[^_]+", row_id)
@@ -125,6 +134,13 @@ def check(messages):
     if not any(m["role"] == "user" for m in plain):
         raise BadRow("it has no user turn")
     return plain
+
+
+def _refuse_half_pairs(content):
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadRow("it holds half of a surrogate pair (such as \\ud83d without its other half), which is no character") from None
 
 
 def _messages(row):

@@ -15,13 +15,15 @@ def split(rows, held_out, seed):
     """
     if not held_out:
         return list(rows), [], []
+    if held_out >= 1:
+        raise Refusal(f"HELD_OUT is {held_out:g}; it is a share of the rows and must be below 1 (0.1 holds a tenth out)")
     groups = list(_joined(rows).values())
     if len(groups) < 3:
         raise Refusal(f"the rows come from {len(groups)} source question(s); HELD_OUT = {held_out} needs at least 3, or set HELD_OUT = 0")
     groups.sort(key=lambda group: _digest(seed, min(row.group for row in group)))
     sides, wanted = ([], []), held_out * len(rows) / 2
-    for side in sides:
-        while groups and (not side or len(side) + len(groups[0]) / 2 <= wanted) and len(groups) > 1:
+    for left, side in zip((2, 1), sides, strict=True):  # groups that the sides after this one need
+        while len(groups) > left and (not side or len(side) + len(groups[0]) / 2 <= wanted):
             side.extend(groups.pop(0))
     held = {id(row) for side in sides for row in side}
     return [row for row in rows if id(row) not in held], *sides

@@ -1,0 +1,129 @@
+"""Splitting and weighting, on many random data sets: nothing leaks, counts are exact, the result is the same everywhere."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from common import mixing
+from common.chat_rows import Row
+from common.refusal import Refusal
+
+
+def make_rows(seed, groups=40, files=2, shared_questions=0.1):
+    """Random rows; some groups share a question (in other letters and spaces), groups have 1 to 6 answers, also across files."""
+    draw = random.Random(seed)
+    rows, questions, lines = [], [], Counter()
+    for group in range(groups):
+        question = f"What is   the Mean of {seed} and {group}?"
+        if questions and draw.random() < shared_questions:
+            question = draw.choice(questions).lower().replace("   ", "\n")
+        questions.append(question)
+        for answer in range(draw.randint(1, 6)):
+            file = f"file{draw.randrange(files)}.jsonl"
+            lines[file] += 1
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": f"answer {answer}"}]
+            rows.append(Row(f"g{group}_x_{answer}", f"g{group}_x", messages, file, lines[file]))
+    return rows
+
+
+def asked(row):
+    return " ".join(row.messages[0]["content"].lower().split())
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("held_out", [0.05, 0.2, 0.5])
+def test_no_group_and_no_question_is_on_two_sides(seed, held_out):
+    rows = make_rows(seed)
+    sides = mixing.split(rows, held_out, seed)
+    assert sorted(map(id, rows)) == sorted(id(row) for side in sides for row in side)
+    for of in (lambda row: row.group, asked):
+        found = [{of(row) for row in side} for side in sides]
+        assert not found[0] & found[1]
+        assert not found[0] & found[2]
+        assert not found[1] & found[2]
+    assert all(sides)
+    largest = max(Counter(map(asked, rows)).values())
+    for side in sides[1:]:
+        assert abs(len(side) - held_out * len(rows) / 2) <= 3 * largest
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_weighting_after_the_split_never_leaks(seed):
+    rows = make_rows(seed)
+    train, validation, test = mixing.split(rows, 0.2, seed)
+    weighted = mixing.weigh(train, {"file0.jsonl": 2.5, "file1.jsonl": 0.5}, seed)
+    held = {asked(row) for row in validation + test}
+    assert held
+    assert not held & {asked(row) for row in weighted}
+
+
+def test_the_split_depends_on_the_seed_and_on_nothing_else():
+    rows = make_rows(1)
+    first = [[row.id for row in side] for side in mixing.split(rows, 0.2, 5)]
+    assert first == [[row.id for row in side] for side in mixing.split(make_rows(1), 0.2, 5)]
+    assert first != [[row.id for row in side] for side in mixing.split(rows, 0.2, 6)]
+    turned = mixing.split(rows[::-1], 0.2, 5)
+    assert [{row.id for row in side} for side in turned] == [set(side) for side in first]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_groups_keep_their_side_when_rows_are_added(seed):
+    few, many = make_rows(seed, groups=100, shared_questions=0), make_rows(seed, groups=110, shared_questions=0)
+    places = [{row.group: place for place, side in enumerate(mixing.split(rows, 0.2, 3)) for row in side} for rows in (few, many)]
+    moved = sum(places[0][group] != places[1][group] for group in places[0])
+    assert moved <= 8, f"{moved} of 100 groups moved"
+
+
+@pytest.mark.parametrize("held_out", [1, 1.5, 10])
+def test_a_share_is_below_one(held_out):
+    with pytest.raises(Refusal, match=rf"HELD_OUT is {held_out}; .* below 1"):
+        mixing.split(make_rows(0), held_out, 1)
+
+
+def test_nothing_held_out():
+    rows = make_rows(0)
+    assert mixing.split(rows, 0, 1) == (rows, [], [])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_too_few_sources(groups):
+    with pytest.raises(Refusal, match=rf"{groups} source question.*at least 3.*HELD_OUT = 0"):
+        mixing.split(make_rows(0, groups=groups, shared_questions=0), 0.1, 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("held_out", [0.1, 0.5, 0.9, 0.99])
+def test_three_sources_fill_three_sides(seed, held_out):
+    assert all(mixing.split(make_rows(seed, groups=3, shared_questions=0), held_out, seed))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100, 101])
+@pytest.mark.parametrize("weight", [0.5, 1.0, 1.5, 2.0, 2.25])
+def test_weights_give_exact_counts(weight, count):
+    rows = [Row(f"r{n}", f"r{n}", [{"role": "user", "content": str(n)}], "a.jsonl", n) for n in range(count)]
+    if round(weight % 1 * count) + int(weight) * count == 0:
+        with pytest.raises(Refusal, match="no row to train on"):
+            mixing.weigh(rows, {"a.jsonl": weight}, 1)
+        return
+    weighted = mixing.weigh(rows, {"a.jsonl": weight}, 1)
+    times = Counter(row.id for row in weighted)
+    assert abs(len(weighted) - weight * count) <= 0.5
+    assert set(times.values()) <= {int(weight), int(weight) + 1}
+    assert [row.id for row in weighted] == sorted((row.id for row in weighted), key=lambda name: int(name[1:]))
+    assert weighted == mixing.weigh(rows[::-1], {"a.jsonl": weight}, 1)[::-1]
+
+
+def test_a_weight_of_zero_leaves_the_file_out():
+    rows = make_rows(3)
+    weighted = mixing.weigh(rows, {"file0.jsonl": 0, "file1.jsonl": 1}, 1)
+    assert weighted == [row for row in rows if row.file == "file1.jsonl"]
+    with pytest.raises(Refusal, match="no row to train on"):
+        mixing.weigh(rows, {"file0.jsonl": 0, "file1.jsonl": 0}, 1)
+
+
+def test_which_half_is_kept_depends_on_the_seed():
+    rows = make_rows(3, files=1)
+    first, second = (mixing.weigh(rows, {"file0.jsonl": 0.5}, seed) for seed in (1, 2))
+    assert len(first) == len(second)
+    assert [row.id for row in first] != [row.id for row in second]
