@@ -50,6 +50,13 @@ def add_lora(model, r, lora_alpha, lora_dropout, target_modules, gradient_checkp
     )  # fmt: skip
 
 
+def train_in_fp32(model):
+    """Hold what is trained in fp32, as after a resume; TRL turns the adapter of a 4-bit model to bf16, where small updates round away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def count_parameters(model):
     """(all, trainable); a 4-bit tensor counts the numbers it holds, two to a byte."""
     total = trainable = 0

@@ -52,6 +52,7 @@ def not_covered():
 def attach(trainer, run, constants, early_stopping_patience=None):
     """Put this module's callbacks in place of the Trainer's printing; constants (dict) go into every checkpoint."""
     trainer.remove_callback(PrinterCallback)
+    trainer.create_model_card = lambda *_, **__: None  # TRL writes one of its own into every checkpoint
     trainer.add_callback(Commit(run, constants))
     trainer.add_callback(Watch(run))
     if early_stopping_patience:
@@ -127,7 +128,7 @@ class Watch(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not logs or "train_runtime" in logs:
+        if not logs or "train_loss" in logs:  # the summary at the end
             return
         loss = logs.get("loss")
         if loss is not None and not math.isfinite(loss):
@@ -173,7 +174,7 @@ class Watch(TrainerCallback):
         recent = sum(self.losses[-WINDOW:]) / WINDOW
         earlier = [sum(self.losses[i : i + WINDOW]) / WINDOW for i in range(done - 2 * WINDOW + 1)]
         if recent > RISING * min(earlier):
-            warn(f"the loss is rising ({min(earlier):.3f} -> {recent:.3f} by step {state.global_step}); lower LEARNING_RATE, to a third first")
+            warn(f"the loss is rising ({min(earlier):.3f} -> {recent:.3f} by step {state.global_step}); lower LEARNING_RATE, to a third")
         elif state.global_step > max(2 * self.warmup, state.max_steps / 3) and recent > (1 - FLAT) * earlier[0]:
             warn(f"the loss is flat ({earlier[0]:.3f} -> {recent:.3f} by step {state.global_step}); raise LEARNING_RATE or LORA_R")
 

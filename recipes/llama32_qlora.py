@@ -79,8 +79,8 @@ TINY = {
     "NUM_TRAIN_EPOCHS": 2.0,
     "LEARNING_RATE": 5e-3,  # small models take large steps
     "GRADIENT_CHECKPOINTING": "none",
-    "SAVE_STEPS": 40,
-    "EVAL_STEPS": 40,
+    "SAVE_STEPS": 64,
+    "EVAL_STEPS": 32,
     "LOGGING_STEPS": 5,
 }
 
@@ -120,6 +120,7 @@ def main(**overrides):
 
     from common import batches, merging, model_card, models, report, watching
 
+    log.quiet()
     on_gpu = torch.cuda.is_available()
     train, validation = data.train(), data.validation()
     args = SFTConfig(  # before the model: DeepSpeed is read while loading
@@ -140,6 +141,7 @@ def main(**overrides):
         max_length=MAX_SEQ_LENGTH,
         packing=PACKING and on_gpu,
         eval_packing=False,
+        dataset_kwargs={"skip_prepare_dataset": not (PACKING and on_gpu)},  # rows are tokenised and fit already
         loss_type="nll",
         eval_strategy="steps" if validation else "no",
         eval_steps=EVAL_STEPS,
@@ -166,6 +168,7 @@ def main(**overrides):
     args.output_dir = str(run.path)
     watching.begin(run, settings, model, model_name, data, REPORT_TO)
     trainer = SFTTrainer(model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
+    models.train_in_fp32(model)  # after the trainer, which turns a 4-bit model's adapter to bf16
     watching.attach(trainer, run, settings.values, EARLY_STOPPING_PATIENCE)
     if not args.packing:
         batches.group_by_length(trainer, train["length"], PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size, SEED)
