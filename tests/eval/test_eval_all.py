@@ -47,6 +47,7 @@ def test_everything_is_judged_and_the_best_is_named(judged):
         "final_model": None,
     }
     assert len({result["settings_key"] for result in results.values()}) == 1  # so their figures may be compared
+    assert results["final_model"]["same_weights_as"] == "checkpoint-10" and "same weights as checkpoint-10" in said
     for result in results.values():
         for figures in result["metrics"].values():
             assert figures["low"] <= figures["mean"] <= figures["high"]

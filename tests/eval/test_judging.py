@@ -51,10 +51,13 @@ def test_loss_is_the_mean_over_answer_and_end_of_turn_tokens_computed_row_by_row
     assert metrics["loss"]["low"] < metrics["loss"]["mean"] < metrics["loss"]["high"]
 
 
-def test_answers_and_their_scores_are_those_of_plain_generate_row_by_row(run, options, trained):
+@pytest.mark.parametrize("first_stage", [64, 5])  # with 5 the batch is made anew twice before an answer of 24 tokens ends
+def test_answers_and_their_scores_are_those_of_plain_generate_row_by_row(run, options, trained, first_stage, monkeypatch):
+    import answers
     import torch
     from rouge_score.rouge_scorer import RougeScorer
 
+    monkeypatch.setattr(answers, "FIRST_STAGE", first_stage)
     model, tokenizer = trained
     result, _ = judge(run, "checkpoint-10", options())
     rows = {row["id"]: row for row in map(json.loads, run.test.read_text().splitlines())}
@@ -93,6 +96,7 @@ def test_swapped_adapters_give_what_fresh_loads_give(run, options):
 
 
 def test_merged_and_full_models_give_what_the_adapter_gives(run, options, made):
+    import judging
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -102,6 +106,12 @@ def test_merged_and_full_models_give_what_the_adapter_gives(run, options, made):
     adapter, merged = (judge(run, name, options())[0] for name in ("final_model", "merged_model"))
     assert merged["metrics"]["loss"]["mean"] == pytest.approx(adapter["metrics"]["loss"]["mean"], rel=1e-5)
     assert [e["answer"] for e in merged["examples"]] == [e["answer"] for e in adapter["examples"]]
+    loss_only, fresh = judging.Judge(run, options("--force"))("merged_model", run.merged_model, run.eval / "x.json", answering=False)
+    assert fresh and loss_only["metrics"] == {key: merged["metrics"][key] for key in ("loss", "perplexity", "validation_loss")}
+    assert judging.Judge(run, options())("merged_model", run.merged_model, run.eval / "merged_model.json", answering=False) == (
+        merged,
+        False,
+    )
     shutil.copytree(run.merged_model, run.path / "checkpoint-7")  # a run that saves whole models
     assert figures(judge(run, "checkpoint-7", options())[0]) == figures(merged)
 
