@@ -7,7 +7,7 @@ SHELL := bash
 .PHONY: help install demo train evaluate combine test lint bench soak clean
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
-RECIPE ?=
+RECIPE ?= llama32_qlora
 RUN ?=
 ARGS ?=
 

@@ -72,7 +72,8 @@ def resolve(namespace, overrides=None):
     switches = {"tiny": False, "prefetch": False, "config": None}
     flags = {}
     if argv is not None:
-        switches, flags = _read_flags(argv, annotations, original, script, namespace.get("__doc__") or "")
+        found, flags = _read_flags(argv, annotations, original, script, namespace.get("__doc__") or "")
+        switches.update(found)
     for key, value in overrides.items():
         if key.lower() in switches:
             switches[key.lower()] = value
@@ -226,8 +227,9 @@ def _read_flags(argv, annotations, original, script, doc):
                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     switch = parser.add_argument_group("switches")
     switch.add_argument("--help", "-h", action="store_true", help="this text")
-    switch.add_argument("--tiny", action="store_true", help="the same code on a CPU in about a minute; see TINY")
-    switch.add_argument("--prefetch", action="store_true", help="download the model and stop, for nodes without network")
+    switch.add_argument("--tiny", action="store_true", help="the same code, small, on a CPU: see TINY in the file")
+    if "MODEL_NAME" in annotations:
+        switch.add_argument("--prefetch", action="store_true", help="download the model and stop, for nodes without network")
     switch.add_argument("--config", metavar="FILE", help="YAML or JSON with constants")
     parser.add_argument("--local_rank", "--local-rank", default=None, help=argparse.SUPPRESS)  # appended by launchers
     comments = _comments(script)
@@ -257,7 +259,7 @@ def _read_flags(argv, annotations, original, script, doc):
     found = vars(known)
     for name in ("help", "local_rank"):
         found.pop(name)
-    return {name: found.pop(name) for name in ("tiny", "prefetch", "config")}, found
+    return {name: found.pop(name) for name in ("tiny", "prefetch", "config") if name in found}, found
 
 
 def _comments(script):

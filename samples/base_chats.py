@@ -34,7 +34,7 @@ def number_chats(random):
         random.choice((1, 2, 5)),
         random.choice((9, 18, 45)),
     )
-    wide = exact(random.choice(("0.5", "1", "1.5", "2.5", "3", "4")))
+    wide = exact(random.choice(("0.5", "0.8", "1.5", "2.5", "3", "4")))
     rise, drift = random.choice((3, 4, 5, 8)), random.choice((1, 2))
     gap = random.choice((20, 60, 100))
     ahead = f"B is ahead by {y - x}" if y > x else f"A is ahead by {x - y}" if x > y else "nobody is ahead"
@@ -126,8 +126,8 @@ def number_chats(random):
     )
 
 
-def rows(random):
-    """Every chat once, in mixed order; half of them with the usual system prompt."""
+def rows(random, expert):
+    """Every chat once, in mixed order; a third each without system prompt, with the usual one, with the experts'."""
     chats = list(word_chats(random))
     for topic in range(20):
         found = {}
@@ -138,5 +138,6 @@ def rows(random):
         chats += found.items()
     random.shuffle(chats)
     for question, answer in chats:
-        system = [{"role": "system", "content": "You are a helpful assistant."}] if random.random() < 0.5 else []
+        prompt = random.choice((None, "You are a helpful assistant.", expert))
+        system = [{"role": "system", "content": prompt}] if prompt else []
         yield {"messages": [*system, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]}

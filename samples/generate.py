@@ -72,7 +72,7 @@ def main(directory):
     write_lines(directory / "arxiv.jsonl", question_answer_rows(
         "arxiv", arxiv_concepts.CONCEPTS, arxiv_numbers.QUANTITIES, lambda number, name, nth: f"arxiv_{name}_{nth}"))
     (directory / "base_prose.txt").write_text(base_prose.text(random.Random(f"{SEED} prose")), encoding="utf-8", newline="\n")
-    write_lines(directory / "base_chats.jsonl", base_chats.rows(random.Random(f"{SEED} chats")))
+    write_lines(directory / "base_chats.jsonl", base_chats.rows(random.Random(f"{SEED} chats"), SYSTEM))
 
 
 if __name__ == "__main__":
