@@ -50,9 +50,10 @@ def changes(constants):
     if now("PER_DEVICE_EVAL_BATCH_SIZE", 1) > 1:
         lines.append(f"PER_DEVICE_EVAL_BATCH_SIZE {now('PER_DEVICE_EVAL_BATCH_SIZE')} -> 1, if it happened in an evaluation")
     if batch > 1:
+        smaller = max(size for size in range(1, batch // 2 + 1) if batch * accumulation % size == 0)
         lines.append(
-            f"PER_DEVICE_TRAIN_BATCH_SIZE {batch} -> {batch // 2} and GRADIENT_ACCUMULATION_STEPS {accumulation} -> "
-            f"{accumulation * batch // (batch // 2)}: the same rows a step, slower"
+            f"PER_DEVICE_TRAIN_BATCH_SIZE {batch} -> {smaller} and GRADIENT_ACCUMULATION_STEPS {accumulation} -> "
+            f"{batch * accumulation // smaller}: the same rows a step, slower"
         )
     if now("GRADIENT_CHECKPOINTING") in (False, "none", None) and "GRADIENT_CHECKPOINTING" in constants:
         lines.append('GRADIENT_CHECKPOINTING -> "unsloth": activations are computed again, about 30 % slower')
