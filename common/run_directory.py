@@ -132,7 +132,8 @@ def open_run(output_dir, name, resume=None):
     if resume not in (None, "auto"):
         checkpoint = require_checkpoint(resume)
         return RunDirectory(checkpoint.parent), checkpoint
-    taken = [p for p in Path(output_dir).glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", p.name) and any(p.iterdir())]
+    same = (p for p in Path(output_dir).glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", p.name))
+    taken = [p for p in same if not p.is_dir() or any(p.iterdir())]
     if resume == "auto":
         runs = [p for p in taken if (p / "run.json").is_file()]
         if runs:
