@@ -1,0 +1,53 @@
+"""The table of lengths is what its header claims, and the measurement runs on both sides."""
+
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture(scope="module")
+def throughput():
+    sys.path.insert(0, str(BENCH))
+    try:
+        import throughput
+    finally:
+        sys.path.remove(str(BENCH))
+    return throughput
+
+
+def test_lengths_are_those_of_the_published_figures(throughput):
+    rows = throughput.lengths()
+    assert len(rows) == 10_000
+    assert statistics.mean(16 + sum(row) / 4 for row in rows) == pytest.approx(516, abs=1)
+    messages = [size for row in rows for size in row]
+    assert statistics.median(messages) == 113
+    assert max(messages) == 159_368
+    assert max(answer for *_, answer in rows) <= 7_000  # or the recipe would refuse what stock TRL trains on
+
+
+def test_a_sample_has_the_mean_of_the_table(throughput):
+    cut = [min(2048, 16 + sum(row) / 4) for row in throughput.lengths()]
+    for seed in range(3):
+        sample = throughput.conversations(64, shrink=1, seed=seed)
+        found = [min(2048, 16 + sum(len(m["content"]) for m in row) / 4) for row in sample]
+        assert statistics.mean(found) == pytest.approx(statistics.mean(cut), rel=0.03)
+    assert sample != throughput.conversations(64, shrink=1, seed=0)
+
+
+def test_quick_measures_both_sides(tmp_path):
+    done = subprocess.run([sys.executable, BENCH / "throughput.py", "--quick"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| 4 x 1 |"))
+    _, ours, stock, ratio, by_cpu, padding_ours, padding_stock, loss_ours, loss_stock = (cell.strip() for cell in row.strip("|").split("|"))
+    assert float(ratio) == pytest.approx(float(ours.replace(",", "")) / float(stock.replace(",", "")), abs=0.02)
+    assert float(by_cpu) > 0
+    assert float(padding_ours.rstrip("%")) < float(padding_stock.rstrip("%"))
+    for loss in (loss_ours, loss_stock):  # both start near the loss of guessing, log 4096 = 8.3, and learn
+        first, last = map(float, loss.split(" to "))
+        assert 7.9 < first < 8.5 and last < first
+    assert not list(tmp_path.iterdir())
