@@ -199,7 +199,7 @@ def conditions(pairs, million):
     _, a, b = pairs[0]
     git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    yield f"{cpu_model()}, {cpu_cores()} cores, {memory_gib():.0f} GiB; {a['threads']} threads on the recipe's side, {b['threads']} on the other."
+    yield f"{cpu_model()}, {cpu_cores()} cores, {memory_gib():.0f} GiB; {a['threads']} threads on one side, {b['threads']} on the other."
     yield f"{datetime.date.today()}, commit {git.stdout.strip() or 'unknown'}, Python {sys.version.split()[0]}, {versions}."
     yield ""
     yield f"QLoRA as the recipe's constants say (optimiser: fused AdamW) of a Llama with {million:.1f} million parameters. {a['rows']} rows"
