@@ -12,9 +12,10 @@ from pathlib import Path
 
 from common import chat_rows, chat_text, child_process
 from common.log import say
+from common.refusal import Refusal
 from common.run_directory import read_json, write_json
 
-FORMAT = 1  # of the cache; raise it when what is stored changes
+MODULES = ("chat_rows.py", "chat_text.py", "mixing.py", "tokenised.py")  # whose change may change what is stored
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ def cache_directory():
 def once(build, files, model, **settings):
     """`Tokenised` from `build(directory)`, which runs only where no cache has the same key.
 
-    The key covers the bytes of `files`, the model's tokenizer files, `settings`, and the source of `build`. One process
-    builds, in a child of its own; others that come meanwhile wait for its lock, without a process group that could
-    time out. Nothing half-built is ever found: the directory gets its name last.
+    The key covers the bytes of `files`, the model's tokenizer files, `settings`, and the source of `build` and of the
+    modules it calls. One process builds, in a child of its own; others that come meanwhile wait for its lock, without a
+    process group that could time out. Nothing half-built is ever found: the directory gets its name last.
     """
     from filelock import FileLock
 
@@ -65,7 +66,9 @@ def once(build, files, model, **settings):
     with FileLock(f"{path}.lock"):
         found = (path / "data.json").is_file()
         if not found:
-            directory = Path(tempfile.mkdtemp(prefix=".building-", dir=path.parent))
+            for killed in path.parent.glob(f".building-{path.name}-*"):  # whoever holds the lock is alone
+                shutil.rmtree(killed, ignore_errors=True)
+            directory = Path(tempfile.mkdtemp(prefix=f".building-{path.name}-", dir=path.parent))
             try:
                 child_process.run(build, directory)
                 directory.rename(path)
@@ -83,7 +86,7 @@ def encode(directory, parts, report, model, revision, max_length, bad_rows, weig
     as `bad_rows` says. The test part is only counted here: it is judged later, from its text.
     """
     tokenizer = chat_text.load_tokenizer(model, revision)
-    splits, bad = {}, list(report["bad_rows"])
+    splits, bad, first = {}, list(report["bad_rows"]), None
     for name, rows in parts.items():
         unique = list({id(row): row for row in rows}.values())
         if not unique:
@@ -100,14 +103,14 @@ def encode(directory, parts, report, model, revision, max_length, bad_rows, weig
             raise chat_rows.bad_row_refusal(bad)
         kept = [row for row in rows if id(row) in place]
         if not kept:
-            raise chat_rows.bad_row_refusal(bad)
+            raise Refusal(f"none of the {len(rows)} {name} rows can be used; {bad[-1]['file']} line {bad[-1]['line']}: {bad[-1]['reason']}")
+        first = first or kept[0]
         splits[name] = _statistics(encoded, kept, [place[id(row)] for row in kept]) | {"dropped": len(rows) - len(kept)}
         if name != "test":
             columns = encoded.select([place[id(row)] for row in kept]).select_columns(["input_ids", "labels", "length"])
             columns.save_to_disk(str(directory / name))
         if name != "train":
             _write_rows(directory / f"{name}.jsonl", kept)
-    first = parts["train"][0] if not bad else next(r for r in parts["train"] if not any(b["line"] == r.line for b in bad))
     example = chat_text.encode(tokenizer, first.messages, max_length)
     ending = chat_text.end_of_turn(tokenizer, example)
     if bad:
@@ -197,8 +200,9 @@ def _write_rows(path, rows):
 def _key(build, files, model, settings):
     import xxhash
 
-    digest = hashlib.sha256(json.dumps([FORMAT, inspect.getsource(build), sorted(settings.items())], default=str).encode())
-    for path in [Path(f) for f in files] + sorted(Path(model).glob("tokenizer*")) + sorted(Path(model).glob("chat_template*")):
+    digest = hashlib.sha256(json.dumps([inspect.getsource(build), sorted(settings.items())], default=str).encode())
+    modules = [Path(__file__).with_name(name) for name in MODULES]
+    for path in modules + [Path(f) for f in files] + sorted(Path(model).glob("tokenizer*")) + sorted(Path(model).glob("chat_template*")):
         digest.update(path.name.encode())
         if path.is_file():
             with path.open("rb") as content:
