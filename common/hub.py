@@ -18,7 +18,7 @@ def find(name, revision=None, ungated=None):
     """
     if name.startswith("tiny-"):
         return tiny_models.ensure(name)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         if not any((Path(name) / f).is_file() for f in ("config.json", "adapter_config.json")):
             raise Refusal(f"{name} has neither config.json nor adapter_config.json, so it is no model directory")
         return str(name)
@@ -51,7 +51,7 @@ def weights_gib(name, revision=None):
 
 def _download(name, revision, patterns, ungated):
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return snapshot_download(name, revision=revision, allow_patterns=list(patterns))
@@ -62,11 +62,17 @@ def _download(name, revision, patterns, ungated):
             f"{name} is gated and {token}. Accept its licence at https://huggingface.co/{name}, make a token with read access at "
             f"https://huggingface.co/settings/tokens, then: export HF_TOKEN=hf_...{other}"
         ) from None
+    except HFValidationError as error:
+        raise Refusal(f"MODEL_NAME is {name!r}, which cannot be a hub name: {str(error).splitlines()[0]}") from None
     except RepositoryNotFoundError:
         raise Refusal(f"the hub has no model {name} that you may see; check the spelling, or set HF_TOKEN for a private one") from None
-    except LocalEntryNotFoundError:
-        raise Refusal(
-            f"{name} is not in the local cache and the hub cannot be reached; where there is network run the recipe once with --prefetch"
-        ) from None
+    except LocalEntryNotFoundError as error:
+        answered = isinstance(error.__cause__, HfHubHTTPError)
+        why = f"the hub answered: {_line(error.__cause__)}" if answered else "the hub cannot be reached"
+        raise Refusal(f"{name} is not in the local cache and {why}; where there is network run the recipe once with --prefetch") from None
     except HfHubHTTPError as error:
-        raise Refusal(f"the hub refused {name}: {str(error).splitlines()[0]}; check MODEL_NAME and MODEL_REVISION") from None
+        raise Refusal(f"the hub refused {name}: {_line(error)}; check MODEL_NAME and MODEL_REVISION") from None
+
+
+def _line(error):
+    return " ".join(str(error).split())

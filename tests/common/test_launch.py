@@ -1,0 +1,82 @@
+"""Launching: the real DeepSpeed launcher starts one rank for each GPU that nvidia-smi lists; ranks agree with rank 0."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from common import constants, launch, log
+
+STEPS: int = 1
+
+def main():
+    settings = constants.resolve(globals(), {})
+    out = Path(os.environ["OUT"])
+    with (out / "started").open("a") as started:
+        started.write("x")
+    launch.on_all_gpus(settings)
+    log.say(f"rank 0 of {os.environ.get('WORLD_SIZE')} speaks, STEPS = {STEPS}")
+    if launch.is_distributed():
+        import torch
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        here = dist.get_rank()
+    else:
+        here = "alone"
+    decided = launch.rank_0_decides(lambda: f"decided by {here}")
+    if here == 1:
+        (out / "last").write_text("")
+    launch.wait_for_all()
+    assert here == "alone" or (out / "last").exists()
+    (out / f"rank-{here}").write_text(f"{decided} {STEPS}")
+    sys.exit(7 if STEPS == 70 else 0)
+
+main()
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Run the script with an nvidia-smi first on the PATH that lists so many GPUs."""
+
+    def run(gpus, *argv, **environment):
+        (tmp_path / "script.py").write_text(SCRIPT)
+        smi = tmp_path / "bin" / "nvidia-smi"
+        smi.parent.mkdir(exist_ok=True)
+        lines = "".join(f"{n}, GPU-{n}, NVIDIA H200, 143771, 143100, 580.95.05\\n" for n in range(gpus))
+        smi.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+        smi.chmod(0o755)
+        kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")}
+        return subprocess.run(
+            [sys.executable, str(tmp_path / "script.py"), *argv],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            env={**kept, "PATH": f"{smi.parent}:{os.environ['PATH']}", "OUT": str(tmp_path), "OMP_NUM_THREADS": "1", **environment},
+        )
+
+    return run
+
+
+def test_two_gpus_start_two_ranks_with_the_same_flags_and_pass_on_the_exit_code(start, tmp_path):
+    ended = start(2, "--steps", "70")
+    assert "2 GPUs: starting one process on each (deepspeed --num_gpus=2" in ended.stdout
+    assert (tmp_path / "rank-0").read_text() == "decided by 0 70", ended.stderr
+    assert (tmp_path / "rank-1").read_text() == "decided by 0 70"
+    assert (tmp_path / "started").read_text() == "xxx"  # the first process and two ranks
+    assert ended.stdout.count("rank 0 of 2 speaks, STEPS = 70") == 1
+    assert ended.returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("gpus", "argv", "environment"), [(0, [], {}), (1, [], {}), (2, ["--tiny"], {}), (2, [], {"CUDA_VISIBLE_DEVICES": "1"})]
+)
+def test_one_process_where_one_is_enough(start, tmp_path, gpus, argv, environment):
+    ended = start(gpus, *argv, **environment)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "rank-alone").read_text() == "decided by alone 1"
+    assert (tmp_path / "started").read_text() == "x"
