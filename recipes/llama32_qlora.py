@@ -100,7 +100,11 @@ def main(**overrides):
         log.say(f"{MODEL_NAME} is in {hub.prefetch(MODEL_NAME, MODEL_REVISION, UNGATED_COPY)}")
         return {}
     log.say(settings.show())
+    if RESUME_FROM_CHECKPOINT not in (None, "auto"):
+        run_directory.require_checkpoint(RESUME_FROM_CHECKPOINT)  # a wrong path is named now, not when the model has loaded
     model_name = hub.find(MODEL_NAME, MODEL_REVISION, UNGATED_COPY)
+    if INITIAL_MODEL:
+        hub.find(INITIAL_MODEL)
     memory.require_gpu(MODEL_NAME, hub.weights_gib(model_name, MODEL_REVISION), LOAD_IN_4BIT)
 
     def prepare(directory):  # runs once, in a process of its own, before any rank starts; later runs find the cache
