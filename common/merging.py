@@ -35,13 +35,19 @@ def merge(adapter, merged, prompts, device=None):
     def load(name, revision=None):
         return AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.bfloat16).to(device).eval()
 
-    model = PeftModel.from_pretrained(load(config["base_model_name_or_path"], config.get("revision")), adapter).eval()
+    base = load(config["base_model_name_or_path"], config.get("revision"))
+    if getattr(base.config, "quantization_config", None):
+        raise Refusal(
+            f"{config['base_model_name_or_path']}, the base of {adapter}, is quantised; merging into it gives a model that says something "
+            "else. Train from the 16-bit weights (LOAD_IN_4BIT quantises them while loading), or set MERGE = False"
+        )
+    model = PeftModel.from_pretrained(base, adapter).eval()
     expected = _logits(model, tokenizer, prompts)
     merged_model = model.merge_and_unload(safe_merge=True)  # safe: refuses NaN
     working = merged.with_name(f"{merged.name}.unverified")
     merged_model.save_pretrained(working, safe_serialization=True)
     tokenizer.save_pretrained(working)
-    del model, merged_model
+    del base, model, merged_model
     gc.collect()
     found = _logits(load(working), tokenizer, prompts)
     difference = torch.cat([(a - b).flatten() for a, b in zip(expected, found, strict=True)])

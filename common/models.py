@@ -20,6 +20,7 @@ def load(name, max_seq_length, load_in_4bit, revision=None, gradient_checkpointi
         model, tokenizer = FastLanguageModel.from_pretrained(
             model_name=name, max_seq_length=max_seq_length, dtype=torch.bfloat16, load_in_4bit=load_in_4bit, full_finetuning=False,
             revision=revision, use_gradient_checkpointing=gradient_checkpointing, trust_remote_code=False,
+            use_exact_model_name=True,  # else Unsloth takes a pre-quantised copy, into which nothing can be merged in 16 bit
         )  # fmt: skip
     except OSError as error:
         raise Refusal(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from None

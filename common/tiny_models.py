@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common import chat_text, child_process
+from common import chat_text, child_process, hardware
 from common.log import say
 from common.refusal import Refusal
 from common.tokenised import cache_directory
@@ -29,13 +29,13 @@ class Tiny:
     special: tuple  # control tokens: begin, end of text, padding, then the template's own
     end_of_turn: str
     vocab_size: int = 1024
-    hidden_size: int = 192
-    intermediate_size: int = 512
+    hidden_size: int = 128
+    intermediate_size: int = 384
     num_hidden_layers: int = 4
-    num_attention_heads: int = 6
-    num_key_value_heads: int = 3
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
     max_position_embeddings: int = 2048
-    steps: int = 220
+    steps: int = 280
     batch_size: int = 4
     length: int = 256
     learning_rate: float = 5e-3
@@ -83,6 +83,7 @@ def ensure(name):
 
 def build(tiny, directory):
     """Train tokenizer and model of `tiny` into `directory` (safetensors, bf16); returns the last loss."""
+    hardware.share_cores()
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

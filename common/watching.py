@@ -22,6 +22,8 @@ def begin(run, settings, model, model_name, data, report_to):
     """Open the run directory on rank 0: constants, run.json, statistics, held-out rows, training.log, trackers."""
     if not is_rank_0():
         return
+    total, trainable = models.count_parameters(model)
+    hardware.require_disk(run.path, trainable * BYTES_A_CHECKPOINT / 1e9, "one checkpoint")
     run_id = tracking.prepare(report_to, run, (read_json(run.run) or {}).get("wandb_run_id"))
     run.begin(
         settings.values, recipe=settings.recipe, model_name=str(model_name), model_revision=settings.values.get("MODEL_REVISION"),
@@ -30,11 +32,9 @@ def begin(run, settings, model, model_name, data, report_to):
     )  # fmt: skip
     data.copy_to(run)
     log.write_to(run.training_log)
-    total, trainable = models.count_parameters(model)
     say(f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.2%}); the run goes to {run.path}/")
     for note in not_covered():
         say(f"note: {note}")
-    hardware.require_disk(run.path, trainable * BYTES_A_CHECKPOINT / 1e9, "one checkpoint")
 
 
 def not_covered():

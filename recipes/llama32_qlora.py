@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common import chat_rows, constants, hub, launch, log, memory, mixing, refusal, run_directory, tokenised, versions, zero
+from common import chat_rows, constants, hardware, hub, launch, log, memory, mixing, refusal, run_directory, tokenised, versions, zero
 
 # Model
 MODEL_NAME: str = "meta-llama/Llama-3.2-3B-Instruct"  # gated: needs HF_TOKEN; the ungated copy is the next line
@@ -57,7 +57,7 @@ DS_CONFIG: str = "ds_configs/llama32_qlora.json"  # ZeRO-2, read only when sever
 OUTPUT_DIR: str = "outputs"
 RUN_NAME: str | None = None  # None is llama32_qlora; a name that is taken gets -2, -3, …
 SAVE_STEPS: PositiveInt = 500  # a multiple of EVAL_STEPS, so that every checkpoint has a held-out loss
-SAVE_TOTAL_LIMIT: PositiveInt = 3  # 0.2 GB each; the best one is kept as well
+SAVE_TOTAL_LIMIT: PositiveInt = 3  # 0.15 GB each; the best one is kept as well
 EVAL_STEPS: PositiveInt = 100  # optimiser steps between held-out losses
 EARLY_STOPPING_PATIENCE: PositiveInt | None = None  # evaluations without a better held-out loss until it stops; None never stops
 LOAD_BEST_MODEL_AT_END: bool = True  # final_model is the checkpoint with the lowest held-out loss; False takes the last
@@ -69,14 +69,13 @@ LOGGING_STEPS: PositiveInt = 10
 REPORT_TO: list[Literal["tensorboard", "wandb"]] = ["tensorboard", "wandb"]  # [] for none; without a login W&B writes offline
 
 TINY = {
-    "MODEL_NAME": "tiny-llama",  # 2 million parameters, built here in half a minute, once
+    "MODEL_NAME": "tiny-llama",  # 0.9 million parameters, built here in half a minute, once
     "TRAIN_FILES": {"samples/cross_validated.jsonl": 1.0, "samples/arxiv.jsonl": 1.0},
     "SPLIT_BY": "family",  # held-out rows come from question templates never trained on
     "HELD_OUT": 0.2,
     "MAX_SEQ_LENGTH": 512,
     "PER_DEVICE_TRAIN_BATCH_SIZE": 8,
     "GRADIENT_ACCUMULATION_STEPS": 1,
-    "NUM_TRAIN_EPOCHS": 2.0,
     "LEARNING_RATE": 5e-3,  # small models take large steps
     "GRADIENT_CHECKPOINTING": "none",
     "SAVE_STEPS": 64,
@@ -116,6 +115,7 @@ def main(**overrides):
     data = tokenised.once(prepare, TRAIN_FILES, model_name, weights=TRAIN_FILES, held_out=HELD_OUT, split_by=SPLIT_BY, seed=SEED,
                           bad_rows=BAD_ROWS, max_length=MAX_SEQ_LENGTH, revision=MODEL_REVISION)  # fmt: skip
     log.say(tokenised.describe(data.statistics))
+    hardware.share_cores()
     launch.on_all_gpus(settings)  # several GPUs: starts one rank on each and ends here; otherwise goes on
 
     import unsloth  # noqa: F401, I001 - the first heavy import, before trl, transformers and peft: it patches them
