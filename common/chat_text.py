@@ -4,6 +4,7 @@ Labels are the assistant's turns and the end-of-turn token after each; everythin
 """
 
 import json
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,8 +78,9 @@ def encode(tokenizer, messages, max_length):
                 raise BadRow(f"message {place} holds the control token {token} as text, which the model would obey")
     ids, labels = _tokenise(tokenizer, messages)
     shortened = []
-    while len(ids) > max_length and (fewer := _without_oldest(messages)):
-        messages = fewer
+    if len(ids) > max_length and len(tails := _tails(messages)) > 1:
+        fits = bisect_left(tails, True, lo=1, hi=len(tails) - 1, key=lambda tail: _length(tokenizer, tail) <= max_length)
+        messages = tails[fits]
         shortened = ["oldest turns"]
         ids, labels = _tokenise(tokenizer, messages)
     if len(ids) > max_length:
@@ -126,6 +128,18 @@ def _tokenise(tokenizer, messages):
         if span < len(spans) and start >= spans[span][0] and end <= spans[span][1]:
             labels[place] = ids[place]
     return ids, labels
+
+
+def _length(tokenizer, messages):
+    return len(tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"])
+
+
+def _tails(messages):
+    """The conversation, then without its oldest exchange, and so on to the last one alone."""
+    tails = [messages]
+    while fewer := _without_oldest(tails[-1]):
+        tails.append(fewer)
+    return tails
 
 
 def _without_oldest(messages):

@@ -4,13 +4,14 @@ import json
 import math
 import sys
 import time
+from pathlib import Path
 
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 
 from common import batches, hardware, launch, log, models, tracking, versions
 from common.log import is_rank_0, say, warn
 from common.refusal import Refusal
-from common.run_directory import read_json, write_json
+from common.run_directory import read_json, step_of, write_json
 
 RISING = 1.3  # recent loss over the lowest earlier one
 FLAT = 0.02  # relative change of the loss over the run below which nothing was learned
@@ -60,7 +61,7 @@ def attach(trainer, run, constants, early_stopping_patience=None):
 
 
 def announce(trainer, statistics, warmup_ratio):
-    """Print what is really run - steps, tokens a step, epochs - and warn of what its numbers make pointless."""
+    """Print what is really run - steps, tokens a step, epochs - and warn of what its numbers make pointless; returns the steps."""
     args, rows = trainer.args, trainer.train_dataset
     tokens = statistics["splits"]["train"]["tokens"]
     per_rank = args.per_device_train_batch_size
@@ -77,6 +78,22 @@ def announce(trainer, statistics, warmup_ratio):
     if is_rank_0():
         for text in pointless(run["steps"], warmup_ratio, args.eval_steps if trainer.eval_dataset else None, args.save_steps, padding):
             warn(text)
+    return run["steps"]
+
+
+def train(trainer, checkpoint, steps):
+    """Train, from `checkpoint` where there is one; a checkpoint of the last step is only loaded, its best or itself.
+
+    Given such a checkpoint, transformers 5.17 would take one step more than the run has.
+    """
+    if checkpoint is None or step_of(checkpoint) < steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return
+    trainer.state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
+    best = trainer.state.best_model_checkpoint
+    best = checkpoint.parent / Path(best).name if best and trainer.args.load_best_model_at_end else checkpoint
+    trainer._load_from_checkpoint(str(best if best.is_dir() else checkpoint))
+    say(f"{checkpoint.name} is the end of this run: nothing is left to train")
 
 
 def figures(trainer, run):

@@ -176,10 +176,10 @@ def main(**overrides):
     watching.attach(trainer, run, settings.values, EARLY_STOPPING_PATIENCE)
     if not args.packing:
         batches.group_by_length(trainer, train["length"], PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size, SEED)
-    watching.announce(trainer, data.statistics, WARMUP_RATIO)
+    steps = watching.announce(trainer, data.statistics, WARMUP_RATIO)
     with run.recording(log.warnings, active=log.is_rank_0()):
         with memory.advice(**settings.values):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            watching.train(trainer, checkpoint, steps)
         figures = watching.figures(trainer, run)  # refuses a NaN loss
         if log.is_rank_0():  # under ZeRO-2 every rank holds the whole adapter
             models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.final_model, before)

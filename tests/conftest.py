@@ -1,0 +1,68 @@
+"""What several rooms' tests look at: one tiny run, trained and judged once by the user's own commands."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from common.run_directory import RunDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that was run: exit code, what it printed, and the run directory it wrote."""
+
+    returncode: int
+    output: str
+    run: RunDirectory
+
+
+def user_environment(home):
+    """The environment of a user without accounts: no W&B key, no hub token, nothing of a launcher."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HF_TOKEN", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_"))}
+    return {**kept, "NETRC": str(home / "no-netrc"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def call(command, home, timeout=300, **environment):
+    """Run a command line in the repository; (exit code, stdout and stderr together)."""
+    done = subprocess.run(
+        command, cwd=ROOT, env={**user_environment(home), **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def train(home, *flags, name, launcher=("python",), **options):
+    """The recipe's tiny run with more flags, into `home`/`name`."""
+    command = [*launcher, "recipes/llama32_qlora.py", "--tiny", "--output-dir", str(home), "--run-name", name, *flags]
+    code, output = call(command, home, **options)
+    return Ran(code, output, RunDirectory(home / name))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """`python recipes/llama32_qlora.py --tiny`, once for all tests."""
+    home = tmp_path_factory.mktemp("tiny")
+    ran = train(home, name="llama32_qlora_tiny")
+    assert ran.returncode == 0, ran.output
+    return ran
+
+
+@pytest.fixture(scope="session")
+def judged_run(tiny_run):
+    """The tiny run after `bash eval/eval_all_checkpoints.sh RUN_DIR`."""
+    code, output = call(["bash", "eval/eval_all_checkpoints.sh", str(tiny_run.run.path)], tiny_run.run.path.parent)
+    assert code == 0, output
+    return Ran(code, output, tiny_run.run)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs an NVIDIA GPU, and torch sees none here")
