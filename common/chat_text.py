@@ -116,7 +116,7 @@ def marked(tokenizer, encoded):
 
 def _tokenise(tokenizer, messages):
     text, spans = answer_spans(tokenizer, messages)
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)  # the template writes BOS itself
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)  # the template writes BOS itself
     ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
     bos = tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id and ids.count(bos) > 1:
@@ -131,7 +131,7 @@ def _tokenise(tokenizer, messages):
 
 
 def _length(tokenizer, messages):
-    return len(tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"])
+    return len(tokenizer(render(tokenizer, messages), add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _tails(messages):
@@ -153,7 +153,7 @@ def _without_oldest(messages):
 def _with_shorter_user(tokenizer, messages, max_length, length):
     place = max((i for i, m in enumerate(messages) if m["role"] == "user"), key=lambda i: len(messages[i]["content"]))
     content = messages[place]["content"]
-    offsets = tokenizer(content, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    offsets = tokenizer(content, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     keep = len(offsets) - (length - max_length) - 8  # tokens; a few for the omission mark
     while keep >= 2:
         head, tail = offsets[(keep + 1) // 2 - 1][1], offsets[len(offsets) - keep // 2][0]

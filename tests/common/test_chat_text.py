@@ -1,5 +1,6 @@
 """Labels against TRL's own masks, and shortening on random conversations: answers stay whole, lengths are kept, the rest is refused."""
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -201,6 +202,27 @@ def test_what_is_too_long_loses_the_oldest_turns_then_the_middle_of_the_document
     assert min(seen.values()) >= 5, seen
 
 
+def test_hundreds_of_turns_are_dropped_without_tokenising_every_remainder(make):
+    tokenizer = make("llama3", LLAMA)
+    turns = 200
+    messages = [m for n in range(turns) for m in (message("user", f"And for n = {n}?"), message("assistant", f"It is {n}."))]
+    calls = 0
+    apply = type(tokenizer).apply_chat_template
+
+    class Counting(type(tokenizer)):
+        def apply_chat_template(self, *arguments, **options):
+            nonlocal calls
+            calls += 1
+            return apply(self, *arguments, **options)
+
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.__class__ = Counting
+    encoded = chat_text.encode(tokenizer, messages, 500)
+    assert 400 < len(encoded.input_ids) <= 500
+    assert encoded.shortened == "oldest turns"
+    assert calls < 3 * turns, calls
+
+
 def test_an_answer_that_does_not_fit_is_named_with_both_lengths(make):
     tokenizer = make("llama3", LLAMA)
     answer = "mean " * 100 + "end"
@@ -226,8 +248,6 @@ def test_templates_that_rewrite_earlier_turns_are_refused(make, template, tokens
 
 
 def with_template(tokenizer, template):
-    import copy
-
     other = copy.deepcopy(tokenizer)
     other.chat_template = template
     return other
