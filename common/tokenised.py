@@ -92,7 +92,7 @@ def encode(directory, parts, report, model, revision, max_length, bad_rows, weig
         if not unique:
             continue
         encoded = _tokenise(tokenizer, unique, max_length, name)
-        place, problems = {}, encoded["problem"]
+        place, problems = {}, encoded["problem"][:]
         for index, (row, problem) in enumerate(zip(unique, problems, strict=True)):
             if problem:
                 raw = json.dumps({"id": row.id, "messages": row.messages}, ensure_ascii=False)
@@ -153,13 +153,14 @@ def _tokenise(tokenizer, rows, max_length, name):
     from common.hardware import cpu_cores
 
     def batch(texts):
-        out = {"input_ids": [], "labels": [], "length": [], "shortened": [], "problem": []}
+        out = {name: [] for name in features}
         for text in texts["messages"]:
             try:
                 encoded, problem = chat_text.encode(tokenizer, json.loads(text), max_length), ""
             except chat_rows.BadRow as reason:
                 encoded, problem = chat_text.Encoded([], [], ""), str(reason)
-            values = (encoded.input_ids, encoded.labels, len(encoded.input_ids), encoded.shortened, problem)
+            learned = sum(label != chat_text.IGNORED for label in encoded.labels)
+            values = (encoded.input_ids, encoded.labels, len(encoded.input_ids), learned, encoded.shortened, problem)
             for key, value in zip(out, values, strict=True):
                 out[key].append(value)
         return out
@@ -167,7 +168,7 @@ def _tokenise(tokenizer, rows, max_length, name):
     if len(rows) < 2000:
         disable_progress_bars()  # done before a bar could be read
     features = Features({"input_ids": Sequence(Value("int32")), "labels": Sequence(Value("int32")), "length": Value("int32"),
-                         "shortened": Value("string"), "problem": Value("string")})  # fmt: skip
+                         "label_tokens": Value("int32"), "shortened": Value("string"), "problem": Value("string")})  # fmt: skip
     texts = Dataset.from_dict({"messages": [json.dumps(row.messages) for row in rows]})
     processes = max(1, min(cpu_cores(), len(rows) // 2000))
     return texts.map(batch, batched=True, batch_size=256, num_proc=processes if processes > 1 else None, features=features,
@@ -177,16 +178,15 @@ def _tokenise(tokenizer, rows, max_length, name):
 def _statistics(encoded, rows, places):
     import numpy as np
 
-    lengths = np.asarray(encoded["length"])[places]
-    labels = encoded.with_format("numpy")["labels"]
-    counts = np.array([int((np.asarray(labels[i]) != chat_text.IGNORED).sum()) for i in range(len(encoded))])[places]
+    lengths, learned = (np.asarray(encoded[name][:])[places] for name in ("length", "label_tokens"))
+    shortened = encoded["shortened"][:]  # the whole column: one row at a time takes as long as tokenising
     once = {id(row): row for row in rows}.values()
     distinct = {hashlib.sha256(json.dumps(row.messages).encode()).digest() for row in once}
     return {
         "rows": len(rows), "groups": len({row.group for row in rows}),
-        "tokens": int(lengths.sum()), "label_tokens": int(counts.sum()),
+        "tokens": int(lengths.sum()), "label_tokens": int(learned.sum()),
         "length_percentiles": {str(p): int(np.percentile(lengths, p)) for p in (50, 90, 99, 100)},
-        "duplicates": len(once) - len(distinct), "shortened": sum(bool(encoded["shortened"][i]) for i in set(places)),
+        "duplicates": len(once) - len(distinct), "shortened": sum(bool(shortened[i]) for i in set(places)),
     }  # fmt: skip
 
 
