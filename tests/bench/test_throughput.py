@@ -25,7 +25,7 @@ def test_lengths_are_those_of_the_published_figures(throughput):
     assert len(rows) == 10_000
     assert statistics.mean(16 + sum(row) / 4 for row in rows) == pytest.approx(516, abs=1)
     messages = [size for row in rows for size in row]
-    assert statistics.median(messages) == 113
+    assert statistics.median(messages) == pytest.approx(113, abs=1)
     assert max(messages) == 159_368
     assert max(answer for *_, answer in rows) <= 7_000  # or the recipe would refuse what stock TRL trains on
 
