@@ -220,7 +220,7 @@ def conditions(pairs, million):
     yield ""
     yield f"QLoRA as the recipe's constants say (optimiser: fused AdamW) of a Llama with {million:.1f} million parameters. {a['rows']} rows"
     yield "each time, drawn evenly over lengths_mtg.csv, at most 2048 tokens; rows and label tokens are the same on both sides. Loss:"
-    yield f"{a['loss_type']} on the recipe's side, {b['loss_type']} (TRL's default) on the other; shown at the first and last step. Where others"
+    yield f"{a['loss_type']} on the recipe's side, {b['loss_type']} (TRL's default) on the other; at the first and last step. Where others"
     yield "used the machine, trust the ratio by CPU time, which counts only the seconds a side really ran."
 
 
