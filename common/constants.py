@@ -100,6 +100,8 @@ def checked(name, value, annotation):
     """
     if isinstance(value, str):
         value = _parse(value, annotation)
+    elif isinstance(value, dict):
+        value = {k: _number(v) if isinstance(v, str) else v for k, v in value.items()}
     try:
         return TypeAdapter(annotation).validate_python(value, strict=not isinstance(value, str))
     except ValidationError as error:

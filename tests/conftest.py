@@ -30,9 +30,9 @@ def user_environment(home):
 
 def call(command, home, timeout=300, **environment):
     """Run a command line in the repository; (exit code, stdout and stderr together)."""
-    done = subprocess.run(
-        command, cwd=ROOT, env={**user_environment(home), **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
-    )  # fmt: skip
+    environment = {**user_environment(home), **environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, cwd=ROOT, env=environment, **pipes, text=True, timeout=timeout)
     return done.returncode, done.stdout
 
 

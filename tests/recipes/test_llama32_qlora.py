@@ -123,7 +123,7 @@ def test_main_is_the_api_and_goes_on_from_another_runs_model(tiny_run, tmp_path)
 import json
 from recipes import llama32_qlora
 first = llama32_qlora.main(tiny=True, output_dir={str(tmp_path)!r}, run_name="on", max_steps=4, learning_rate=1e-4,
-                           initial_model={str(tiny_run.run.final_model)!r}, report_to=[], merge=False)
+                           initial_model={str(tiny_run.run.final_model)!r}, report_to=[], merge=False, logging_steps=1)
 print("RESULT", json.dumps(first))
 """
     code, output = call(["python", "-c", program], tmp_path)
@@ -136,7 +136,8 @@ print("RESULT", json.dumps(first))
 
 def test_a_loss_of_nan_stops_with_a_sentence_and_a_taken_name_is_left_alone(tiny_run):
     home = tiny_run.run.path.parent
-    ran = train(home, "--learning-rate", "1e38", "--max-grad-norm", "0", "--max-steps", "40", "--logging-steps", "2", name="llama32_qlora_tiny")
+    flags = ("--learning-rate", "1e38", "--max-grad-norm", "0", "--max-steps", "40", "--logging-steps", "2")
+    ran = train(home, *flags, name="llama32_qlora_tiny")
     assert ran.returncode == 2 and "Traceback" not in ran.output, ran.output
     assert "the loss became NaN" in ran.output and "lower LEARNING_RATE" in ran.output
     assert "tokenised data found in" in ran.output, "the cache of the first run"
