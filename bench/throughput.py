@@ -229,7 +229,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=64, help="drawn evenly over the lengths, others for each pair")
     parser.add_argument("--pairs", type=int, default=3, help="of batch 8; the recipe's 2 x 4 is measured twice")
-    parser.add_argument("--quick", action="store_true", help="12 rows of a sixteenth of the length, one pair, nothing written")
+    parser.add_argument("--quick", action="store_true", help="24 rows of a sixteenth of the length, one pair, nothing written")
     parser.add_argument("--output", default=Path(__file__).parent / "results" / "throughput.md", help="- for the terminal only")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -240,7 +240,7 @@ def main():
         million = build_model(f"{scratch}/model", QUICK_SHAPE if args.quick else SHAPE)
         pairs, rows = [], Path(scratch) / "rows.json"
         for seed, (batch, accumulation) in enumerate(plan):
-            rows.write_text(json.dumps(conversations(12 if args.quick else args.rows, 16 if args.quick else 1, seed)))
+            rows.write_text(json.dumps(conversations(24 if args.quick else args.rows, 16 if args.quick else 1, seed)))
             job = {"model": f"{scratch}/model", "rows": str(rows), "scratch": scratch, "batch": batch, "accumulation": accumulation}
             a, b = (measure({**job, "side": side}) for side in ("recipe", "stock"))
             if (a["rows"], a["labels"]) != (b["rows"], b["labels"]):
