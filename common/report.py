@@ -71,6 +71,8 @@ def head(facts):
     """The facts under the title: [(name, value), …], only those that are known."""
     run = facts.run
     base = run.get("model_name") or facts.constants.get("MODEL_NAME")
+    if str(base).startswith(("/", "\\")):
+        base = Path(base).name  # a report is sent around; the machine's paths stay on it
     if base and run.get("model_revision"):
         base = f"{base} at {run['model_revision']}"
     rows = [("Recipe", run.get("recipe")), ("Base model", base), ("Status", STATUSES.get(str(run.get("status")), "unknown"))]

@@ -134,6 +134,7 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = self.last_time = time.time()
+        self.first_step = state.global_step
         self.last_tokens, self.warmup = state.num_input_tokens_seen, args.get_warmup_steps(state.max_steps)
         if is_rank_0():
             from tqdm import tqdm
@@ -158,7 +159,7 @@ class Watch(TrainerCallback):
         if "eval_loss" in logs:
             figures["eval_loss"] = logs["eval_loss"]
             self._write(f"held-out loss {logs['eval_loss']:.4f}", state)
-            self.last_time = now  # evaluation is not training time
+            self.last_time += logs.get("eval_runtime", 0)  # evaluation is not training time
         elif loss is not None:
             speed = (state.num_input_tokens_seen - self.last_tokens) / max(now - self.last_time, 1e-9)
             self.last_time, self.last_tokens = now, state.num_input_tokens_seen
@@ -167,7 +168,7 @@ class Watch(TrainerCallback):
             logs["tokens_per_second"], logs["memory_gb"] = figures["tokens_per_second"], figures["memory_gb"]  # for the trackers too
             self._write(
                 f"loss {loss:.4f}  lr {figures['learning_rate']:.2e}  {speed:,.0f} tokens/s  {figures['memory_gb']:.1f} GB  "
-                f"{_left(now - self.start, state)} left", state,
+                f"{self._left(now - self.start, state)} left", state,
             )  # fmt: skip
             self.losses.append(loss)
             self._judge(state)
@@ -177,6 +178,11 @@ class Watch(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
             self.bar.close()
+
+    def _left(self, elapsed, state):
+        """The time left in words, evaluations included, from the steps done since the start or the resume."""
+        seconds = elapsed / max(state.global_step - self.first_step, 1) * (state.max_steps - state.global_step)
+        return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
     def _write(self, text, state):
         line = f"step {state.global_step}/{state.max_steps}  {text}"
@@ -232,9 +238,3 @@ def pointless(steps, warmup, eval_steps, save_steps, padding):
     if padding > 0.10:
         found.append(f"{padding:.0%} of the tokens are padding; a smaller PER_DEVICE_TRAIN_BATCH_SIZE, or PACKING on a GPU, wastes less")
     return found
-
-
-def _left(elapsed, state):
-    done = state.global_step - getattr(state, "resumed_at", 0)
-    seconds = elapsed / max(done, 1) * (state.max_steps - state.global_step)
-    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"

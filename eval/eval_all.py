@@ -12,6 +12,10 @@ from pathlib import Path
 
 import flags
 
+from common import hardware, report
+from common.refusal import Refusal, guard
+from common.run_directory import RunDirectory, newest, read_json, step_of, write_json
+
 SMALL = 1 << 28  # bytes of base weights: up to here several copies on a CPU are no matter
 
 
@@ -37,7 +41,6 @@ def judge_models(run, names, options):
 
     import judging
 
-    from common.refusal import Refusal
 
     judge, failed = judging.Judge(run, options), {}
     for name, path in judging.saved_models(run):
@@ -67,8 +70,6 @@ def judge_in_workers(run, names, count, arguments):
     import subprocess
     import sys
 
-    from common import hardware
-    from common.run_directory import read_json, write_json
 
     devices = gpus()
     workers = []
@@ -89,7 +90,6 @@ def judge_in_workers(run, names, count, arguments):
 
 def shares(run, names, count):
     """`names` for each of `count` workers; the final model beside the checkpoint whose weights it probably has, to take its figures."""
-    from common.run_directory import read_json, step_of
 
     jobs = [[name] for name in names if name != "final_model"]
     if "final_model" in names:
@@ -104,13 +104,11 @@ def shares(run, names, count):
 
 def default_workers(run, names):
     """One per GPU; on a CPU, where a small model cannot use many cores, two or more that share them; else one."""
-    from common import hardware
 
     if gpus():
         return len(gpus())
     import saved_model
 
-    from common.refusal import Refusal
 
     try:
         source = Path(saved_model.base_of(run).source)
@@ -124,7 +122,6 @@ def gpus():
     """What CUDA_VISIBLE_DEVICES would be for each GPU that this process may use; found without importing torch."""
     import os
 
-    from common import hardware
 
     count = len(hardware.gpus())
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
@@ -136,9 +133,7 @@ def main():
     import sys
 
     options = parse()
-    flags.share_cores()
-    from common.refusal import Refusal
-    from common.run_directory import RunDirectory, newest, read_json, write_json
+    hardware.share_cores()
 
     run = RunDirectory(Path(options.run_dir)) if options.run_dir else newest()
     if not run.path.is_dir():
@@ -179,8 +174,6 @@ def summarise(run, results, failed, options, fresh):
     import table
     import tracker
 
-    from common import report
-    from common.run_directory import read_json, write_json
 
     run.eval.mkdir(parents=True, exist_ok=True)
     name, best = run.path.resolve().name, table.best(results)
@@ -200,6 +193,5 @@ def summarise(run, results, failed, options, fresh):
 
 
 if __name__ == "__main__":
-    from common.refusal import guard
 
     guard(main)

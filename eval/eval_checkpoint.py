@@ -11,6 +11,10 @@ The figures go to eval/<name>.json in the run directory; what is there with the 
 
 import flags
 
+from common import hardware
+from common.refusal import Refusal, guard
+from common.run_directory import RunDirectory, newest
+
 
 def parse(arguments=None):
     parser = flags.Parser(__doc__)
@@ -24,7 +28,7 @@ def parse(arguments=None):
 
 def main():
     options = parse()
-    flags.share_cores()
+    hardware.share_cores()
     from pathlib import Path
 
     import judging
@@ -32,8 +36,6 @@ def main():
     import table
     import tracker
 
-    from common.refusal import Refusal
-    from common.run_directory import RunDirectory, newest
 
     if options.checkpoint == "base":
         run = RunDirectory(Path(options.run_dir)) if options.run_dir else newest()
@@ -64,6 +66,5 @@ def main():
 
 
 if __name__ == "__main__":
-    from common.refusal import guard
 
     guard(main)

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import os
 import re
 import sys
 
@@ -29,15 +28,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; `{self.prog} --help` lists the flags\n")
 
 
-def share_cores():
-    """Threads that wait sleep instead of spinning: on a busy CPU a small model answers fifty times faster. Before torch is imported."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
 def add_generation_flags(parser):
     """Everything that changes the figures, and how fast they come."""
     parser.add_argument("--rows", type=positive, metavar="N", help="judge N rows, spread over the file (default: all)")
-    parser.add_argument("--max-new-tokens", type=positive, default=512, metavar="N", help="longest answer (default: 512)")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer (default: 512 or twice the references)")
     parser.add_argument("--batch-size", type=positive_or_auto, default="auto", metavar="N", help="default: auto, halved when memory ends")
     parser.add_argument("--greedy", action="store_true", help="the likeliest token each time; this is the default")
     parser.add_argument("--temperature", type=float, metavar="T", help="sample at this temperature instead of greedily")

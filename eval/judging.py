@@ -14,6 +14,7 @@ from common.refusal import Refusal
 from common.run_directory import read_json, step_of, write_json
 
 JUDGE = 1  # raise it when a figure's meaning changes: everything is judged again
+MAX_NEW_TOKENS = 512  # of an answer, unless told or the references are short
 BATCH = 64  # rows at a time unless told
 
 
@@ -76,7 +77,7 @@ class Judge:
         self.notes = []
         self.judged = {}  # (settings_key, weights) -> result, of this process
 
-    def settings(self, saved, tokenizer_digest, answering):
+    def settings(self, saved, tokenizer, tokenizer_digest, answering):
         """All that changes the figures, besides the weights themselves."""
         four_bit = saved_model.four_bit(self.run, self.options.load_in_4bit, saved)
         base = "as saved" if not four_bit else "NF4, written out as float32 once" if self.device == "cpu" else "NF4"
@@ -85,7 +86,7 @@ class Judge:
             "test": held_out.digest(self.rows.test),
             "validation": held_out.digest(self.rows.validation) if self.rows.validation else None,
             "rows": len(self.rows.test),
-            "max_new_tokens": self.options.max_new_tokens if answering else 0,
+            "max_new_tokens": self._max_new_tokens(tokenizer) if answering else 0,
             "max_length": self._max_length(),
             "sampling": self.options.sampling,
             "dtype": self.dtype,
@@ -105,7 +106,7 @@ class Judge:
         tokenizer, digest = answers.load_tokenizer(self._tokenizer_places(saved, base))
         weights = saved.digest() + (f" on {base.digest()}" if saved.kind == "adapter" else "")
         known = {} if self.options.force else _known(output)
-        for settings in (self.settings(saved, digest, True), self.settings(saved, digest, answering)):
+        for settings in (self.settings(saved, tokenizer, digest, True), self.settings(saved, tokenizer, digest, answering)):
             key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
             if known.get("settings_key") == key and known.get("weights") == weights:
                 return known, False
@@ -162,7 +163,8 @@ class Judge:
             return {"metrics": figures, "speed": None, "examples": []}
         ends = answers.end_ids(tokenizer, model, encoded)
         prompts = encoded[: len(test)]
-        given, produced, seconds = answers.generate(model, tokenizer, prompts, ends, pad, options.max_new_tokens, size, options.sampling)
+        most = self._max_new_tokens(tokenizer)
+        given, produced, seconds = answers.generate(model, tokenizer, prompts, ends, pad, most, size, options.sampling)
         rouges = [scores.rouge(row.reference, answer) for row, answer in zip(test, given, strict=True)]
         numbers = [scores.numbers_recalled(row.reference, answer) for row, answer in zip(test, given, strict=True)]
         return {
@@ -186,6 +188,11 @@ class Judge:
                 for n in held_out.examples(test)
             ],
         }  # fmt: skip
+
+    def _max_new_tokens(self, tokenizer):
+        """As asked; else 512, or twice the longest reference: an answer that runs on past that is wrong already."""
+        longest = max(len(ids) for ids in tokenizer([row.reference for row in self.rows.test], add_special_tokens=False)["input_ids"])
+        return self.options.max_new_tokens or min(MAX_NEW_TOKENS, 2 * longest)
 
     def _max_length(self):
         return read_json(self.run.constants, {}).get("MAX_SEQ_LENGTH") or 1 << 30
