@@ -35,10 +35,10 @@ class Tiny:
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     max_position_embeddings: int = 2048
-    steps: int = 280
+    steps: int = 160
     batch_size: int = 4
     length: int = 256
-    learning_rate: float = 5e-3
+    learning_rate: float = 2e-2
     seed: int = 0
 
 

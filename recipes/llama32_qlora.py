@@ -76,10 +76,11 @@ TINY = {
     "MAX_SEQ_LENGTH": 512,
     "PER_DEVICE_TRAIN_BATCH_SIZE": 8,
     "GRADIENT_ACCUMULATION_STEPS": 1,
-    "LEARNING_RATE": 5e-3,  # small models take large steps
+    "NUM_TRAIN_EPOCHS": 2.0,
+    "LEARNING_RATE": 1e-2,  # small models take large steps
     "GRADIENT_CHECKPOINTING": "none",
-    "SAVE_STEPS": 64,
-    "EVAL_STEPS": 32,
+    "SAVE_STEPS": 48,
+    "EVAL_STEPS": 24,
     "LOGGING_STEPS": 5,
 }
 

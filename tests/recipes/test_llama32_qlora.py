@@ -30,14 +30,14 @@ def measured(run):
 def test_everything_a_run_promises_is_there(tiny_run):
     run = tiny_run.run
     facts = read_json(run.run)
-    assert facts["status"] == "finished" and facts["steps"] == 192 and facts["tiny"] is True
-    assert [step for step, _ in run.whole_checkpoints()] == [64, 128, 192]
+    assert facts["status"] == "finished" and facts["steps"] == 128 and facts["tiny"] is True
+    assert [step for step, _ in run.whole_checkpoints()] == [48, 96, 128]
     for directory in (run.path, run.final_model, *(path for _, path in run.checkpoints())):
         assert read_json(directory / "constants.json")["LORA_R"] == 16, directory
-    assert set(measured(run)) == set(range(5, 192, 5)), "a line every LOGGING_STEPS"
+    assert set(measured(run)) == set(range(5, 128, 5)), "a line every LOGGING_STEPS"
     assert list(run.tensorboard.glob("events.out.tfevents.*")) and list(run.logs.glob("wandb/offline-run-*"))
     log = run.training_log.read_text()
-    assert "LEARNING_RATE" in log and "step 190/192" in log and "held-out loss" in log
+    assert "LEARNING_RATE" in log and "step 125/128" in log and "held-out loss" in log
     assert "W&B is not logged in" in tiny_run.output and "no GPU" in facts["notes"][0]
     assert not (run.path / "README.md").exists() and "base_model" in (run.final_model / "README.md").read_text()
     assert run.report.stat().st_size > 10_000
