@@ -60,6 +60,17 @@ def read(files, bad_rows="stop", split_by="id"):
     return rows, {"rows_read": len(rows) + len(bad), "files": report, "bad_rows": bad, "bad_row_count": len(bad)}
 
 
+def require(files):
+    """`Refusal` for the first of `files` that is missing or empty."""
+    for file in files:
+        path = Path(file)
+        if not path.is_file():
+            here = Path.cwd().name
+            raise Refusal(f"{file} does not exist; TRAIN_FILES must name JSONL files (paths are relative to {here}/, where you are)")
+        if path.stat().st_size == 0:
+            raise Refusal(f"{file} is empty; TRAIN_FILES must name files with one JSON object a line")
+
+
 def bad_row_refusal(bad):
     """The sentence that names the first bad rows (dicts with file, line, reason) and what can be done."""
     named = "; ".join(f"{b['file']} line {b['line']}: {b['reason']}" for b in bad[:SHOWN])
@@ -186,12 +197,8 @@ def _from_markup(text):
 
 def _lines(file):
     """(line number, bytes) of every line that is not blank; raises `Refusal` for a missing or empty file."""
-    path = Path(file)
-    if not path.is_file():
-        raise Refusal(f"{file} does not exist; TRAIN_FILES must name JSONL files (paths are relative to {Path.cwd().name}/, where you are)")
-    if path.stat().st_size == 0:
-        raise Refusal(f"{file} is empty; TRAIN_FILES must name files with one JSON object a line")
-    with path.open("rb") as lines:
+    require([file])
+    with Path(file).open("rb") as lines:
         for number, raw in enumerate(lines, 1):
             raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             if raw.strip():

@@ -130,7 +130,7 @@ class Watch(TrainerCallback):
     """Progress bar on a terminal, lines elsewhere; metrics.jsonl; warnings when the loss is NaN, rising or flat."""
 
     def __init__(self, run):
-        self.run, self.bar, self.losses, self.nan_step = run, None, [], None
+        self.run, self.bar, self.losses, self.said = run, None, [], set()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = self.last_time = time.time()
@@ -150,7 +150,6 @@ class Watch(TrainerCallback):
             return
         loss = logs.get("loss")
         if loss is not None and not math.isfinite(loss):
-            self.nan_step = state.global_step
             control.should_training_stop = True
         if not is_rank_0():
             return
@@ -196,21 +195,13 @@ class Watch(TrainerCallback):
             return
         recent = sum(self.losses[-WINDOW:]) / WINDOW
         earlier = [sum(self.losses[i : i + WINDOW]) / WINDOW for i in range(done - 2 * WINDOW + 1)]
-        if recent > RISING * min(earlier):
-            warn(f"the loss is rising ({min(earlier):.3f} -> {recent:.3f} by step {state.global_step}); lower LEARNING_RATE, to a third")
-        elif state.global_step > max(2 * self.warmup, state.max_steps / 3) and recent > (1 - FLAT) * earlier[0]:
-            warn(f"the loss is flat ({earlier[0]:.3f} -> {recent:.3f} by step {state.global_step}); raise LEARNING_RATE or LORA_R")
-
-
-def memory_gb():
-    """Peak GB (10^9 bytes) allocated on this rank's GPU; without a GPU the process's resident memory now."""
-    import torch
-
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    import psutil
-
-    return round(psutil.Process().memory_info().rss / 1e9, 2)
+        step, lowest = state.global_step, min(earlier)
+        if recent > RISING * lowest and "rising" not in self.said:
+            self.said.add("rising")
+            warn(f"the loss is rising ({lowest:.3f} -> {recent:.3f} by step {step}); lower LEARNING_RATE, to a third")
+        elif step > max(2 * self.warmup, state.max_steps / 3) and recent > (1 - FLAT) * earlier[0] and not self.said:
+            self.said.add("flat")
+            warn(f"the loss is flat ({earlier[0]:.3f} -> {recent:.3f} by step {step}); raise LEARNING_RATE or LORA_R")
 
 
 def plan(rows, tokens, rows_per_step, epochs, max_steps):

@@ -102,6 +102,7 @@ def main(**overrides):
     log.say(settings.show())
     if RESUME_FROM_CHECKPOINT not in (None, "auto"):
         run_directory.require_checkpoint(RESUME_FROM_CHECKPOINT)  # a wrong path is named now, not when the model has loaded
+    chat_rows.require(TRAIN_FILES)
     model_name = hub.find(MODEL_NAME, MODEL_REVISION, UNGATED_COPY)
     if INITIAL_MODEL:
         hub.find(INITIAL_MODEL)

@@ -1,0 +1,91 @@
+"""What a run says about itself: its steps, what its numbers make pointless, a loss that rises or stays, tokens a second."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from common import log, watching
+from common.run_directory import RunDirectory
+
+
+@pytest.fixture
+def watch(tmp_path, monkeypatch):
+    """A `Watch` at the start of a run of 100 steps with 3 of warmup, and a clock that the test sets."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(watching.time, "time", lambda: clock.now)
+    run = RunDirectory(tmp_path)
+    run.logs.mkdir()
+    log.close()
+    watch, state = watching.Watch(run), TrainerState(max_steps=100)
+    watch.on_train_begin(SimpleNamespace(get_warmup_steps=lambda steps: 3), state, TrainerControl())
+    yield SimpleNamespace(watch=watch, state=state, clock=clock, run=run)
+    log.close()
+
+
+def feed(watch, losses, start=0):
+    control = TrainerControl()
+    for number, loss in enumerate(losses, start=1):
+        watch.state.global_step = start + 5 * number
+        watch.watch.on_log(None, watch.state, control, {"loss": loss, "learning_rate": 1e-4, "grad_norm": 1.0})
+    return control
+
+
+def test_steps_tokens_and_epochs_are_those_that_run():
+    assert watching.plan(510, 107_903, 8, 2.0, -1) == {"steps": 128, "tokens_per_step": 1686, "epochs": 2.0}
+    assert watching.plan(510, 107_903, 8, 2.0, 32) == {"steps": 32, "tokens_per_step": 1686, "epochs": 0.5}
+    assert watching.plan(3, 90, 8, 3.0, -1) == {"steps": 3, "tokens_per_step": 90, "epochs": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "word"),
+    [
+        ((20, 0.03, None, 10, 0.0), "WARMUP_RATIO above 0.05"),
+        ((86, 100, None, 50, 0.0), "never ends in 86 steps"),
+        ((86, 0.03, 200, 50, 0.0), "EVAL_STEPS = 200 is never reached in 86 steps; 21"),
+        ((334, 0.03, 100, 500, 0.0), "SAVE_STEPS = 500 is never reached in 334 steps"),
+        ((334, 0.03, 100, 300, 0.31), "31% of the tokens are padding"),
+    ],
+)
+def test_what_the_numbers_make_pointless_is_said(numbers, word):
+    (sentence,) = watching.pointless(*numbers)
+    assert word in sentence
+
+
+def test_sound_numbers_are_not_commented():
+    assert watching.pointless(334, 0.03, 100, 300, 0.1) == []
+
+
+def test_a_rising_loss_is_said_once(watch):
+    feed(watch, [2.0] * 5 + [1.0] * 5 + [2.5] * 10)
+    assert len(log.warnings) == 1 and "rising (1.000 ->" in log.warnings[0] and "lower LEARNING_RATE" in log.warnings[0]
+
+
+def test_a_flat_loss_is_said(watch):
+    feed(watch, [2.0, 2.01] * 9)
+    assert log.warnings and "flat" in log.warnings[0] and "raise LEARNING_RATE" in log.warnings[0]
+
+
+def test_a_falling_loss_is_not_commented(watch):
+    feed(watch, [3.0 - 0.1 * n for n in range(18)])
+    assert log.warnings == []
+
+
+def test_nan_stops_the_training_and_is_written_as_null(watch):
+    control = feed(watch, [2.0, float("nan")])
+    assert control.should_training_stop
+    assert json.loads(watch.run.metrics.read_text().splitlines()[1])["loss"] is None
+
+
+def test_tokens_a_second_leave_out_the_evaluation(watch):
+    control = TrainerControl()
+    watch.clock.now, watch.state.global_step, watch.state.num_input_tokens_seen = 1010.0, 5, 10_000
+    watch.watch.on_log(None, watch.state, control, {"loss": 1.0, "learning_rate": 1e-4, "grad_norm": 1.0})
+    watch.clock.now = 1030.0
+    watch.watch.on_log(None, watch.state, control, {"eval_loss": 1.5, "eval_runtime": 20.0})
+    watch.clock.now, watch.state.global_step, watch.state.num_input_tokens_seen = 1040.0, 10, 20_000
+    watch.watch.on_log(None, watch.state, control, {"loss": 0.9, "learning_rate": 1e-4, "grad_norm": 1.0})
+    lines = [json.loads(line) for line in watch.run.metrics.read_text().splitlines()]
+    assert [line.get("tokens_per_second") for line in lines] == [1000.0, None, 1000.0]
+    assert lines[1]["eval_loss"] == 1.5

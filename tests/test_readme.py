@@ -1,0 +1,84 @@
+"""Every command of the README is run: here, by the tests named below, or by .ci/run."""
+
+import re
+import subprocess
+import sys
+
+import yaml
+from conftest import ROOT, call
+
+from common.run_directory import read_json
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"(?:^    .*\n|^\n)+", README, re.M)
+COMMANDS = {
+    re.split(r"\s{2,}#", line.strip())[0].strip()
+    for block in BLOCKS
+    for line in block.splitlines()
+    if re.match(r"    (python|make|bash|deepspeed|conda|from|figures) ?", line)
+}
+# Where the rest is run; on this machine with --tiny, on other directories, or with fewer steps.
+ELSEWHERE = {
+    "make demo": ".ci/run",
+    "make test": ".ci/run",
+    "python recipes/llama32_qlora.py --tiny": "tests/conftest.py",
+    "deepspeed --num_gpus=2 recipes/llama32_qlora.py": "tests/recipes: two ranks",
+    "from recipes import llama32_qlora": "tests/recipes: main is the API",
+    "figures = llama32_qlora.main(tiny=True, num_train_epochs=1)": "tests/recipes: main is the API",
+    "python recipes/llama32_qlora.py --resume-from-checkpoint auto": "tests/recipes: killed and resumed",
+    "python recipes/llama32_qlora.py --resume-from-checkpoint outputs/llama32_qlora/checkpoint-500": "tests/recipes: killed and resumed",
+    "bash eval/eval_all_checkpoints.sh": "tests/eval: the newest run",
+    "bash eval/eval_all_checkpoints.sh outputs/llama32_qlora": "tests/conftest.py",
+    "conda env create -f environment.yml && conda activate recipes && make install": "needs conda; tests/test_setup.py reads the file",
+    "make install TORCH_BUILD=cu126": "needs a network; tests/test_setup.py reads the plan",
+    "make install TORCH_BUILD=cpu": "needs a network; tests/test_setup.py reads the plan",
+}
+HERE = {
+    "python recipes/llama32_qlora.py",
+    'make train RECIPE=llama32_qlora ARGS="--tiny"',
+    "python recipes/llama32_qlora.py --learning-rate 1e-4 --num-train-epochs 5",
+    "python recipes/llama32_qlora.py --config my_run.yaml",
+    "python eval/eval_checkpoint.py --checkpoint outputs/llama32_qlora/checkpoint-500",
+    "make evaluate RUN=outputs/llama32_qlora",
+}
+
+
+def test_every_command_is_run_somewhere():
+    assert set(ELSEWHERE) | HERE == COMMANDS
+
+
+def test_without_data_the_recipe_says_which_file_is_missing(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "recipes" / "llama32_qlora.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "data/cross_validated.jsonl does not exist" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_train_through_make_with_the_readmes_config_and_flags(tmp_path):
+    config = next(block for block in BLOCKS if "lora_alpha:" in block)
+    (tmp_path / "my_run.yaml").write_text(re.sub(r"^    ", "", config, flags=re.M))
+    assert yaml.safe_load((tmp_path / "my_run.yaml").read_text())["lora"] == {"r": 32, "lora_alpha": 64}
+    flags = f"--tiny --config {tmp_path}/my_run.yaml --output-dir {tmp_path} --report-to [] --no-merge"
+    flags += " --learning-rate 3e-4 --num-train-epochs 0.04"
+    code, output = call(["make", "-s", "train", "RECIPE=llama32_qlora", f"ARGS={flags}"], tmp_path)
+    assert code == 0, output
+    constants = read_json(tmp_path / "llama32_qlora_tiny" / "constants.json")
+    assert (constants["LORA_R"], constants["LORA_ALPHA"], constants["LEARNING_RATE"], constants["NUM_TRAIN_EPOCHS"]) == (32, 64, 3e-4, 0.04)
+    assert read_json(tmp_path / "llama32_qlora_tiny" / "run.json")["steps"] == 3
+
+
+def test_evaluate_through_make_judges_nothing_twice(judged_run):
+    code, output = call(["make", "-s", "evaluate", f"RUN={judged_run.run.path}"], judged_run.run.path.parent)
+    assert code == 0 and "best: checkpoint-" in output, output
+    assert re.search(r"judged before", output), output
+
+
+def test_one_checkpoint_by_itself(judged_run):
+    checkpoint = judged_run.run.path / "checkpoint-96"
+    code, output = call(["python", "eval/eval_checkpoint.py", "--checkpoint", str(checkpoint)], judged_run.run.path)
+    assert code == 0 and "ROUGE-L" in output, output
+
+
+def test_combine_through_make(tmp_path):
+    output_file = tmp_path / "combined.jsonl"
+    code, output = call(["make", "-s", "combine", f"ARGS=--tiny --output {output_file}"], tmp_path)
+    assert code == 0 and "640 rows written" in output, output
+    assert len(output_file.read_text().splitlines()) == 640
