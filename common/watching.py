@@ -203,6 +203,16 @@ class Watch(TrainerCallback):
             self.said.add("flat")
             warn(f"the loss is flat ({earlier[0]:.3f} -> {recent:.3f} by step {step}); raise LEARNING_RATE or LORA_R")
 
+def memory_gb():
+    """Peak GB (10^9 bytes) allocated on this rank's GPU; without a GPU the process's resident memory now."""
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    import psutil
+
+    return round(psutil.Process().memory_info().rss / 1e9, 2)
+
 
 def plan(rows, tokens, rows_per_step, epochs, max_steps):
     """{"steps", "tokens_per_step", "epochs"} of what is really run.
