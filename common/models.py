@@ -5,6 +5,7 @@ from pathlib import Path
 
 from common.refusal import Refusal
 
+CHECKPOINTING = {"unsloth": "unsloth", "true": True, "none": False}  # the recipe's word -> Unsloth's argument
 PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<unk>")
 
 
@@ -19,7 +20,7 @@ def load(name, max_seq_length, load_in_4bit, revision=None, gradient_checkpointi
     try:
         model, tokenizer = FastLanguageModel.from_pretrained(
             model_name=name, max_seq_length=max_seq_length, dtype=torch.bfloat16, load_in_4bit=load_in_4bit, full_finetuning=False,
-            revision=revision, use_gradient_checkpointing=gradient_checkpointing, trust_remote_code=False,
+            revision=revision, use_gradient_checkpointing=CHECKPOINTING[gradient_checkpointing], trust_remote_code=False,
             use_exact_model_name=True,  # else Unsloth takes a pre-quantised copy, into which nothing can be merged in 16 bit
         )  # fmt: skip
     except OSError as error:
@@ -47,7 +48,7 @@ def add_lora(model, r, lora_alpha, lora_dropout, target_modules, gradient_checkp
         return model
     return FastLanguageModel.get_peft_model(
         model, r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=list(target_modules), bias="none",
-        use_gradient_checkpointing=gradient_checkpointing, random_state=seed,
+        use_gradient_checkpointing=CHECKPOINTING[gradient_checkpointing], random_state=seed,
     )  # fmt: skip
 
 

@@ -203,6 +203,7 @@ class Watch(TrainerCallback):
             self.said.add("flat")
             warn(f"the loss is flat ({earlier[0]:.3f} -> {recent:.3f} by step {step}); raise LEARNING_RATE or LORA_R")
 
+
 def memory_gb():
     """Peak GB (10^9 bytes) allocated on this rank's GPU; without a GPU the process's resident memory now."""
     import torch
