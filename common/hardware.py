@@ -20,6 +20,7 @@ class Gpu:
     memory_gib: float
     free_gib: float
     driver: str
+    index: int = 0  # nvidia-smi's
 
 
 def share_cores():
@@ -56,7 +57,7 @@ def gpus(environ=os.environ):
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         rows = _admitted(rows, visible)
-    return [Gpu(name, _gib(total), _gib(free), driver) for _, _, name, total, free, driver in rows]
+    return [Gpu(name, _gib(total), _gib(free), driver, int(index)) for index, _, name, total, free, driver in rows]
 
 
 def _admitted(rows, visible):

@@ -1,9 +1,12 @@
 """Starting on all GPUs, and what ranks must agree on."""
 
+import atexit
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 
 from common import hardware
 from common.log import say
@@ -22,15 +25,33 @@ def on_all_gpus(constants):
     """
     if is_distributed() or constants.argv is None or constants.tiny:
         return
-    count = len(hardware.gpus())
-    if count < 2:
+    gpus = hardware.gpus()
+    if len(gpus) < 2:
         return
     with socket.socket() as probe:  # a free port: two runs on one machine must not meet on the default one
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", f"--num_gpus={count}", f"--master_port={port}"]
-    say(f"{count} GPUs: starting one process on each (deepspeed --num_gpus={count} {sys.argv[0]})")
-    sys.exit(subprocess.run([*launcher, sys.argv[0], *constants.argv]).returncode)
+    environment = {**os.environ, "RECIPES_ANNOUNCED": "1"}
+    chosen = which_gpus(gpus, environment.pop("CUDA_VISIBLE_DEVICES", None))
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", chosen, f"--master_port={port}"]
+    say(f"{len(gpus)} GPUs: starting one process on each (deepspeed {chosen} {sys.argv[0]})")
+    sys.exit(subprocess.run([*launcher, sys.argv[0], *constants.argv], env=environment).returncode)
+
+
+def which_gpus(gpus, visible):
+    """DeepSpeed's flag for `gpus`. It ignores CUDA_VISIBLE_DEVICES beside --num_gpus and would take other people's: they are named."""
+    return f"--num_gpus={len(gpus)}" if visible is None else "--include=localhost:" + ",".join(str(gpu.index) for gpu in gpus)
+
+
+def prepare_process():
+    """What must be set before torch and unsloth are imported: threads that sleep, and a compile cache of this process's own.
+
+    Unsloth writes its compiled modules into the working directory, where runs and ranks would overwrite each other's.
+    """
+    hardware.share_cores()
+    if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
+        os.environ["UNSLOTH_COMPILE_LOCATION"] = tempfile.mkdtemp(prefix="unsloth_compiled_")
+        atexit.register(shutil.rmtree, os.environ["UNSLOTH_COMPILE_LOCATION"], ignore_errors=True)
 
 
 def rank_0_decides(function):

@@ -27,6 +27,11 @@ def say(text="", terminal=True):
         _file.flush()
 
 
+def say_once(text):
+    """`say`, but only into the file in a rank whose parent said it on the terminal already."""
+    say(text, terminal="RECIPES_ANNOUNCED" not in os.environ)
+
+
 def warn(text):
     """Say `text` as a warning and remember it for run.json; a repeated one is said once. Returns True when it was new."""
     if text in warnings:

@@ -1,21 +1,47 @@
 """Merging an adapter into its base in 16 bit, and proving that the result says the same.
 
-The 4-bit weights an adapter was trained on are never merged into: the base is loaded again in bf16. Only transformers
-and PEFT take part.
+The 4-bit weights an adapter was trained on are never merged into: the base is loaded again in bf16. A recipe does this in
+a process of its own (`merge_apart`): Unsloth has changed the model classes of the training process, and holds its memory.
+
+    python -m common.merging outputs/RUN/final_model outputs/RUN/merged_model outputs/RUN/validation.jsonl
 """
 
 import gc
+import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-from common import chat_text
-from common.refusal import Refusal
+from common import chat_text, hardware
+from common.refusal import Refusal, guard
 
 TOLERANCE = 0.05  # of the logits' spread; bf16 rounding of the merged weights stays well below
 ROWS, TOKENS = 4, 256  # what the comparison reads
 
 
-def merge(adapter, merged, prompts, device=None):
+def merge_apart(adapter, merged, held_out, base_gib=None):
+    """`merge` in a fresh process, on the GPU where twice the base is free there, else on the CPU; its figures.
+
+    held_out: JSONL with messages, None for a greeting in their place. base_gib: size of the base's 16-bit weights, None where it
+    is unknown. Raises `Refusal`.
+    """
+    if base_gib:
+        hardware.require_disk(Path(merged).parent, base_gib * 2**30 / 1e9, "the merged model in 16 bit")
+    free = max((gpu.free_gib for gpu in hardware.gpus()), default=0)
+    device = "cuda" if base_gib and free > 2 * base_gib + 2 else "cpu"
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    command = [sys.executable, "-m", "common.merging", str(adapter), str(merged), str(held_out or ""), device]
+    done = subprocess.run(command, env=alone, capture_output=True, text=True)
+    if done.returncode == 2:
+        raise Refusal(done.stderr.rsplit("error: ", 1)[-1].strip())
+    if done.returncode:
+        raise RuntimeError(f"merging ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def merge(adapter, merged, prompts, device="cpu"):
     """Write base + `adapter` to `merged` (16-bit safetensors, tokenizer) and compare logits on `prompts`.
 
     prompts: lists of messages. The written directory is loaded again for the comparison, so a broken save shows too.
@@ -29,11 +55,10 @@ def merge(adapter, merged, prompts, device=None):
 
     adapter, merged = Path(adapter), Path(merged)
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(adapter)
 
     def load(name, revision=None):
-        return AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.bfloat16).to(device).eval()
+        return AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.bfloat16, use_safetensors=True).to(device).eval()
 
     base = load(config["base_model_name_or_path"], config.get("revision"))
     if getattr(base.config, "quantization_config", None):
@@ -82,3 +107,17 @@ def _logits(model, tokenizer, prompts):
                               return_tensors="pt").to(model.device)).logits[0].float().cpu()
             for messages in prompts[:ROWS]
         ]  # fmt: skip
+
+
+def main():
+    adapter, merged, held_out, *device = sys.argv[1:]
+    hardware.share_cores()
+    prompts = [[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello, what can I do for you?"}]]
+    if held_out:
+        with open(held_out, encoding="utf-8") as rows:
+            prompts = [json.loads(line)["messages"] for line in itertools.islice(rows, ROWS)]
+    print(json.dumps(merge(adapter, merged, prompts, *device)))
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from common.refusal import Refusal
+from common.run_directory import read_json
 
 CHECKPOINTING = {"unsloth": "unsloth", "true": True, "none": False}  # the recipe's word -> Unsloth's argument
 PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<unk>")
@@ -39,17 +40,47 @@ def set_pad_token(tokenizer, model):
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def add_lora(model, r, lora_alpha, lora_dropout, target_modules, gradient_checkpointing="unsloth", seed=42):
-    """The model with a fresh LoRA adapter on `target_modules`; a model that already has one is returned as it is."""
+def require_initial(directory, base, r, lora_alpha, target_modules):
+    """Refuse an adapter to go on from that was trained on another base or has another shape than the constants say."""
+    found = read_json(Path(directory) / "adapter_config.json")
+    if found is None:
+        return  # a full model
+    pairs = {
+        "its base": (found["base_model_name_or_path"], str(base)),
+        "LORA_R": (found["r"], r),
+        "LORA_ALPHA": (found["lora_alpha"], lora_alpha),
+        "TARGET_MODULES": (sorted(found["target_modules"]), sorted(target_modules)),
+    }
+    for name, (has, wanted) in pairs.items():
+        if has != wanted:
+            raise Refusal(f"INITIAL_MODEL {directory}: {name} is {has}, this run says {wanted}; make them equal, or start from MODEL_NAME")
+
+
+def require_bf16():
+    """Refuse a GPU without bf16 (older than Ampere): the recipes' settings are for bf16."""
+    import torch
+
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise Refusal(f"{name} has no bf16, in which this recipe trains; take an Ampere GPU or newer (RTX 30, A100, L4, H100)")
+
+
+def add_lora(model, r, lora_alpha, lora_dropout, target_modules, gradient_checkpointing="unsloth", seed=42, revision=None):
+    """The model with a fresh LoRA adapter on `target_modules`; a model that already has one is returned as it is.
+
+    revision: of the base, written into the adapter's config so that merging and judging load the same base.
+    """
     from peft import PeftModel
     from unsloth import FastLanguageModel
 
     if isinstance(model, PeftModel):
         return model
-    return FastLanguageModel.get_peft_model(
+    model = FastLanguageModel.get_peft_model(
         model, r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=list(target_modules), bias="none",
         use_gradient_checkpointing=CHECKPOINTING[gradient_checkpointing], random_state=seed,
     )  # fmt: skip
+    model.peft_config["default"].revision = revision
+    return model
 
 
 def train_in_fp32(model):
@@ -71,11 +102,9 @@ def count_parameters(model):
 
 
 def fingerprint(model):
-    """{name: digest} of every trainable tensor, to see afterwards what training changed."""
-    import torch
-
+    """{name: digest} of every trainable tensor (as fp32: ZeRO changes the dtype), to see afterwards what training changed."""
     return {
-        name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        name: hashlib.sha256(p.detach().float().cpu().numpy().tobytes()).hexdigest()
         for name, p in model.named_parameters()
         if p.requires_grad
     }
@@ -121,3 +150,15 @@ def check_adapter(directory, tensors=None):
             raise Refusal(f"{file}: {name} holds NaN or infinite numbers; take an earlier checkpoint and a lower LEARNING_RATE")
         if "lora_B" in name and not tensor.any():
             raise Refusal(f"{file}: {name} is all zero, as before training; nothing was learned")
+
+
+def is_finite(directory):
+    """False where a saved tensor of `directory` holds NaN or infinity."""
+    import torch
+    from safetensors import safe_open
+
+    for file in Path(directory).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            if not all(torch.isfinite(tensors.get_tensor(name)).all() for name in tensors.keys()):  # noqa: SIM118 - no mapping
+                return False
+    return True

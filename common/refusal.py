@@ -1,5 +1,6 @@
 """How this repository says no: one sentence with what was found, the rule and the fix; exit code 2; no traceback."""
 
+import os
 import sys
 
 
@@ -8,11 +9,15 @@ class Refusal(Exception):
 
 
 def guard(main):
-    """Run `main()` as a command: a `Refusal` becomes its sentence on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run `main()` as a command: a `Refusal` becomes its sentence on stderr and exit code 2, Ctrl-C exit code 130.
+
+    Of several ranks rank 0 speaks; what has a cause (out of memory) may have happened on one rank alone and is always said.
+    """
     try:
         main()
     except Refusal as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0" or refusal.__cause__ is not None:
+            print(f"error: {refusal}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)

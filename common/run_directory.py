@@ -16,7 +16,6 @@
         report.html
 """
 
-import itertools
 import json
 import os
 import re
@@ -72,15 +71,13 @@ class RunDirectory:
             raise
         finally:
             if active:
-                self.update(status=status, finished=now(), seconds=round(time.time() - start, 1), warnings=list(warnings))
+                earlier = read_json(self.run, {}).get("warnings", [])  # of the session before a resume
+                said = [*earlier, *(w for w in warnings if w not in earlier)]
+                self.update(status=status, finished=now(), seconds=round(time.time() - start, 1), warnings=said)
 
-    def held_out_messages(self, count=4):
-        """The messages of the first held-out rows (validation, else test), or of none where nothing is held out."""
-        file = next((f for f in (self.validation, self.test) if f.is_file()), None)
-        if file is None:
-            return [[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello, what can I do for you?"}]]
-        with file.open(encoding="utf-8") as lines:
-            return [json.loads(line)["messages"] for line in itertools.islice(lines, count)]
+    def held_out_file(self):
+        """validation.jsonl, else test.jsonl; None where nothing is held out."""
+        return next((f for f in (self.validation, self.test) if f.is_file()), None)
 
     def checkpoints(self):
         """[(step, path), …] of every checkpoint-N/ by step, whole or not."""
@@ -143,6 +140,39 @@ def open_run(output_dir, name, resume=None):
     numbers = [int(p.name[len(name) + 1 :] or 1) if p.name != name else 1 for p in taken]
     path = Path(output_dir) / (name if not taken else f"{name}-{max(numbers) + 1}")
     return RunDirectory(path), None
+
+
+# Constants that decide which rows come in which order and what the saved tensors mean: a resume with others is another run.
+FIXED = (
+    *("MODEL_NAME", "MODEL_REVISION", "INITIAL_MODEL", "LOAD_IN_4BIT", "LORA_R", "LORA_ALPHA", "TARGET_MODULES"),
+    *("TRAIN_FILES", "HELD_OUT", "SPLIT_BY", "BAD_ROWS", "MAX_SEQ_LENGTH", "PACKING", "SEED"),
+    *("PER_DEVICE_TRAIN_BATCH_SIZE", "GRADIENT_ACCUMULATION_STEPS"),
+)
+
+
+def changed_constants(checkpoint, constants, data_key):
+    """Sentences about constants that are not those of `checkpoint`; `Refusal` where one of FIXED changed, or the data did."""
+    before = read_json(Path(checkpoint) / "constants.json", {})
+    changed = {n: (before[n], v) for n, v in constants.items() if n in before and before[n] != v}
+    for name in FIXED:
+        if name in changed:
+            old, new = changed[name]
+            raise Refusal(
+                f"{checkpoint} was trained with {name} = {old!r}, now it is {new!r}; a resume keeps it: set it back, or start afresh"
+            )
+    if read_json(Path(checkpoint).parent / "run.json", {}).get("data_key", data_key) != data_key:
+        raise Refusal(f"the training files changed since {checkpoint} was written, so its place in them means nothing; start afresh")
+    aside = ("RESUME_FROM_CHECKPOINT", "RUN_NAME", "OUTPUT_DIR")
+    return [f"{n} was {old!r} and is {new!r} from here on" for n, (old, new) in changed.items() if n not in aside]
+
+
+def set_aside_newer(checkpoint):
+    """Rename the checkpoints after `checkpoint`, which a resume from it abandons, so that none is taken for the new line's."""
+    checkpoint = Path(checkpoint)
+    newer = [path for step, path in RunDirectory(checkpoint.parent).checkpoints() if step > step_of(checkpoint)]
+    for path in newer:
+        path.rename(path.with_name(f"abandoned-{path.name}-{int(time.time())}"))
+    return [path.name for path in newer]
 
 
 def require_checkpoint(path):

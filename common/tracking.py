@@ -28,6 +28,28 @@ def prepare(report_to, run, previous_id=None):
     return run_id
 
 
+def start(report_to, run_id, constants):
+    """Begin the W&B run with the recipe's constants as its config; offline where the server refuses or cannot be reached."""
+    if "wandb" not in report_to:
+        return
+    import wandb
+
+    options = {"id": run_id, "resume": "allow", "name": os.environ["WANDB_NAME"], "config": constants, "dir": os.environ["WANDB_DIR"]}
+    try:
+        wandb.init(project=os.environ["WANDB_PROJECT"], **options)
+    except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
+        say(f"W&B refused ({str(error).splitlines()[0]}): it writes offline")
+        wandb.init(project=os.environ["WANDB_PROJECT"], mode="offline", **options)
+
+
+def finish(report_to):
+    """Close the W&B run, so that a second run in this process has its own."""
+    if "wandb" in report_to:
+        import wandb
+
+        wandb.finish()
+
+
 def _logged_in():
     if os.environ.get("WANDB_API_KEY"):
         return True

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 
-from common import batches, hardware, launch, log, models, tracking, versions
+from common import batches, hardware, launch, log, models, run_directory, tracking, versions
 from common.log import is_rank_0, say, warn
 from common.refusal import Refusal
 from common.run_directory import read_json, step_of, write_json
@@ -19,31 +19,36 @@ BYTES_A_CHECKPOINT = 12  # a trainable parameter: fp32 weight and two fp32 Adam 
 WINDOW = 5  # logged values that are averaged before they are compared
 
 
-def begin(run, settings, model, model_name, data, report_to):
+def begin(run, checkpoint, settings, model, model_name, data, report_to, packing):
     """Open the run directory on rank 0: constants, run.json, statistics, held-out rows, training.log, trackers."""
     if not is_rank_0():
         return
     total, trainable = models.count_parameters(model)
     hardware.require_disk(run.path, trainable * BYTES_A_CHECKPOINT / 1e9, "one checkpoint")
+    abandoned = run_directory.set_aside_newer(checkpoint) if checkpoint else []
     run_id = tracking.prepare(report_to, run, (read_json(run.run) or {}).get("wandb_run_id"))
     run.begin(
         settings.values, recipe=settings.recipe, model_name=str(model_name), model_revision=settings.values.get("MODEL_REVISION"),
         tiny=settings.tiny, command=settings.command, hardware=hardware.describe(), versions=versions.installed(), wandb_run_id=run_id,
-        notes=not_covered(),
+        notes=not_covered(packing), data_key=data.path.name,
     )  # fmt: skip
     data.copy_to(run)
     log.write_to(run.training_log)
     say(f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.2%}); the run goes to {run.path}/")
-    for note in not_covered():
+    for note in not_covered(packing):
         say(f"note: {note}")
+    if abandoned:
+        say(f"resuming from {checkpoint.name}: {', '.join(abandoned)} were set aside under abandoned-…")
+    tracking.start(report_to, run_id, settings.values)
 
 
-def not_covered():
+def not_covered(packing):
     """What a run on this machine does not show of a run on a GPU, in sentences."""
     import torch
 
     if torch.cuda.is_available():
-        return []
+        unmeasured = "that packed rows cannot see each other has not been measured on this GPU: pytest tests/common/test_packing.py"
+        return [unmeasured] if packing else []
     return [
         "no GPU: Unsloth trains on the CPU with plain AdamW in place of paged 8-bit AdamW, rows grouped by length in place of packing, and "
         "without its GPU kernels; those parts of the recipe are not exercised by this run"
@@ -55,12 +60,19 @@ def attach(trainer, run, constants, early_stopping_patience=None):
     trainer.remove_callback(PrinterCallback)
     trainer.create_model_card = lambda *_, **__: None  # TRL writes one of its own into every checkpoint
     trainer.add_callback(Commit(run, constants))
-    trainer.add_callback(Watch(run))
+    trainer.callback_handler.callbacks.insert(0, Watch(run))  # before the trackers: it adds tokens a second and memory to the logs
+    determine = trainer._determine_best_metric
+
+    def of_saved_steps(metrics, trial):  # transformers counts any evaluation, and then loads the best of those it happened to save
+        state, args = trainer.state, trainer.args
+        return determine(metrics, trial) if state.global_step % args.save_steps == 0 or state.global_step >= state.max_steps else False
+
+    trainer._determine_best_metric = of_saved_steps
     if early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience))
 
 
-def announce(trainer, statistics, warmup_ratio):
+def announce(trainer, run_at, statistics, warmup_ratio):
     """Print what is really run - steps, tokens a step, epochs - and warn of what its numbers make pointless; returns the steps."""
     args, rows = trainer.args, trainer.train_dataset
     tokens = statistics["splits"]["train"]["tokens"]
@@ -76,6 +88,7 @@ def announce(trainer, statistics, warmup_ratio):
         f"{run['tokens_per_step']:,} tokens each; {run['epochs']:g} epochs; {'packed' if args.packing else f'{padding:.1%} padding'}"
     )
     if is_rank_0():
+        run_at.update(padding_share=round(padding, 4))
         for text in pointless(run["steps"], warmup_ratio, args.eval_steps if trainer.eval_dataset else None, args.save_steps, padding):
             warn(text)
     return run["steps"]
@@ -105,11 +118,11 @@ def figures(trainer, run):
             f"the loss became NaN at step {state.global_step} and training was stopped; lower LEARNING_RATE "
             f"(now {trainer.args.learning_rate:g}) or set MAX_GRAD_NORM, and resume from the last checkpoint"
         )
-    best = state.best_model_checkpoint
-    found = {"steps": state.global_step, "train_loss": losses[-1] if losses else None, "eval_loss": state.best_metric,
-             "best_checkpoint": f"checkpoint-{state.best_global_step}" if best else None}  # fmt: skip
+    best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
+    last = losses[-1] if losses else None
+    found = {"steps": state.global_step, "train_loss": last, "eval_loss": state.best_metric, "best_checkpoint": best}
     if best and trainer.args.load_best_model_at_end:
-        say(f"held-out loss was lowest at {found['best_checkpoint']} ({state.best_metric:.4f}): that is the final model")
+        say(f"of the saved steps the held-out loss was lowest at {best} ({state.best_metric:.4f}): that is the final model")
     return found
 
 
@@ -121,8 +134,11 @@ class Commit(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         launch.wait_for_all()
-        if is_rank_0():
-            write_json(self.run.path / f"checkpoint-{state.global_step}" / "constants.json", self.constants)
+        checkpoint = self.run.path / f"checkpoint-{state.global_step}"
+        if is_rank_0() and not models.is_finite(checkpoint):
+            warn(f"{checkpoint.name} holds NaN or infinite numbers and is not marked whole")
+        elif is_rank_0():
+            write_json(checkpoint / "constants.json", self.constants)
             say(f"saved checkpoint-{state.global_step}", terminal=not sys.stderr.isatty())
 
 

@@ -15,7 +15,8 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common import chat_rows, constants, hardware, hub, launch, log, memory, mixing, refusal, run_directory, tokenised, versions, zero
+from common import chat_rows, constants, hub, launch, log, memory, mixing, refusal, run_directory, tokenised, tracking, versions, zero
+from common.constants import Share
 
 # Model
 MODEL_NAME: str = "meta-llama/Llama-3.2-3B-Instruct"  # gated: needs HF_TOKEN; the ungated copy is the next line
@@ -27,26 +28,29 @@ MAX_SEQ_LENGTH: PositiveInt = 2048  # tokens; longer rows lose their oldest turn
 
 # Data
 TRAIN_FILES: dict[str, NonNegativeFloat] = {"data/cross_validated.jsonl": 1.0, "data/arxiv.jsonl": 1.0}  # weight 0.5 halves, 2.0 doubles
-HELD_OUT: NonNegativeFloat = 0.10  # of the rows, before weighting; half picks the best checkpoint, half is only reported; 0 turns it off
-SPLIT_BY: str = "id"  # rows of one source question stay on one side: "id" reads it from name_question_answer, else a field's name
+HELD_OUT: Share = 0.10  # of the rows, before weighting; half picks the best checkpoint, half is only reported; 0 turns it off
+SPLIT_BY: str = "id"  # rows of one source question stay on one side: "id" takes cv_12_3 for an answer to cv_12, else a field's name
 BAD_ROWS: Literal["stop", "skip"] = "stop"  # "skip" leaves them out, counted and written to skipped_rows.jsonl
-PACKING: bool = True  # several rows in one of MAX_SEQ_LENGTH, kept apart by FlashAttention; on a CPU rows are grouped by length instead
+PACKING: bool = True  # several rows in one of MAX_SEQ_LENGTH, kept apart by the attention kernel; a CPU groups by length instead
 
 # Adapter
 LORA_R: PositiveInt = 16  # rank: 24 million trainable parameters of 3.2 billion
 LORA_ALPHA: PositiveInt = 32  # the update is scaled by LORA_ALPHA / LORA_R = 2
-LORA_DROPOUT: NonNegativeFloat = 0.0  # the original's 0.05 leaves Unsloth's fused LoRA kernels and regularises little in 3 epochs
-TARGET_MODULES: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # all linear layers
+LORA_DROPOUT: Share = 0.0  # the original's 0.05 leaves Unsloth's fused LoRA kernels and regularises little in 3 epochs
+TARGET_MODULES: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = [
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",  # all linear layers
+]  # fmt: skip
 
 # Optimisation
 NUM_TRAIN_EPOCHS: PositiveFloat = 3.0
 MAX_STEPS: int = -1  # above 0 it decides instead of the epochs
 PER_DEVICE_TRAIN_BATCH_SIZE: PositiveInt = 2  # 2 x 4 x 1 GPU = 8 rows a step; packed rows hold several conversations each
 GRADIENT_ACCUMULATION_STEPS: PositiveInt = 4
+PER_DEVICE_EVAL_BATCH_SIZE: PositiveInt = 2  # changes no figure
 LEARNING_RATE: PositiveFloat = 2e-4  # LoRA takes ten times what full fine-tuning does
-LR_SCHEDULER_TYPE: str = "cosine"  # down to 0 at the last step
-WARMUP_RATIO: NonNegativeFloat = 0.03  # of all steps
-OPTIM: str = "paged_adamw_8bit"  # 2 bytes of state a trainable parameter, paged to the host under pressure; fused AdamW on a CPU
+LR_SCHEDULER_TYPE: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"  # down to 0 at the last step
+WARMUP_RATIO: Share = 0.03  # of all steps
+OPTIM: Literal["paged_adamw_8bit", "adamw_8bit", "paged_adamw_32bit", "adamw_torch_fused"] = "paged_adamw_8bit"  # 2 bytes a parameter
 WEIGHT_DECAY: NonNegativeFloat = 0.01
 MAX_GRAD_NORM: NonNegativeFloat = 1.0  # 0 turns clipping off
 GRADIENT_CHECKPOINTING: Literal["unsloth", "true", "none"] = "unsloth"  # "unsloth" also moves activations to the host; "none" is faster
@@ -76,6 +80,7 @@ TINY = {
     "MAX_SEQ_LENGTH": 512,
     "PER_DEVICE_TRAIN_BATCH_SIZE": 8,
     "GRADIENT_ACCUMULATION_STEPS": 1,
+    "PER_DEVICE_EVAL_BATCH_SIZE": 33,
     "NUM_TRAIN_EPOCHS": 2.0,
     "LEARNING_RATE": 1e-2,  # small models take large steps
     "GRADIENT_CHECKPOINTING": "none",
@@ -92,6 +97,10 @@ def main(**overrides):
     if SAVE_STEPS % EVAL_STEPS and LOAD_BEST_MODEL_AT_END and HELD_OUT:
         raise refusal.Refusal(f"SAVE_STEPS = {SAVE_STEPS} is no multiple of EVAL_STEPS = {EVAL_STEPS}; a checkpoint without its held-out "
                               "loss cannot be the best: change one, or set LOAD_BEST_MODEL_AT_END = False")  # fmt: skip
+    if EARLY_STOPPING_PATIENCE and not (HELD_OUT and LOAD_BEST_MODEL_AT_END):
+        raise refusal.Refusal("EARLY_STOPPING_PATIENCE needs HELD_OUT above 0 and LOAD_BEST_MODEL_AT_END: it watches the held-out loss")
+    run_name = RUN_NAME or settings.default_run_name
+    run_directory.open_run(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT)  # a wrong name or path is said now, not when the model has loaded
     ds_config = None  # one process needs no ZeRO
     if launch.is_distributed():
         ds_config = zero.check(DS_CONFIG, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
@@ -99,25 +108,24 @@ def main(**overrides):
     if settings.prefetch:
         log.say(f"{MODEL_NAME} is in {hub.prefetch(MODEL_NAME, MODEL_REVISION, UNGATED_COPY)}")
         return {}
-    log.say(settings.show())
-    if RESUME_FROM_CHECKPOINT not in (None, "auto"):
-        run_directory.require_checkpoint(RESUME_FROM_CHECKPOINT)  # a wrong path is named now, not when the model has loaded
+    log.say_once(settings.show())
     chat_rows.require(TRAIN_FILES)
     model_name = hub.find(MODEL_NAME, MODEL_REVISION, UNGATED_COPY)
-    if INITIAL_MODEL:
-        hub.find(INITIAL_MODEL)
-    memory.require_gpu(MODEL_NAME, hub.weights_gib(model_name, MODEL_REVISION), LOAD_IN_4BIT)
+    initial = hub.find(INITIAL_MODEL, constant="INITIAL_MODEL") if INITIAL_MODEL else None
+    base_gib = hub.weights_gib(model_name, MODEL_REVISION)
+    memory.require_gpu(MODEL_NAME, base_gib, LOAD_IN_4BIT)
 
     def prepare(directory):  # runs once, in a process of its own, before any rank starts; later runs find the cache
         rows, report = chat_rows.read(TRAIN_FILES, bad_rows=BAD_ROWS, split_by=SPLIT_BY)
-        train, validation, test = mixing.split(rows, HELD_OUT, seed=SEED)
+        train, validation, test = mixing.split(rows, HELD_OUT, seed=SEED, report=report)
         parts = {"train": mixing.weigh(train, TRAIN_FILES, seed=SEED), "validation": validation, "test": test}
         tokenised.encode(directory, parts, report, model_name, MODEL_REVISION, MAX_SEQ_LENGTH, BAD_ROWS, TRAIN_FILES)
 
-    data = tokenised.once(prepare, TRAIN_FILES, model_name, weights=TRAIN_FILES, held_out=HELD_OUT, split_by=SPLIT_BY, seed=SEED,
-                          bad_rows=BAD_ROWS, max_length=MAX_SEQ_LENGTH, revision=MODEL_REVISION)  # fmt: skip
-    log.say(tokenised.describe(data.statistics))
-    hardware.share_cores()
+    data = tokenised.once(prepare, TRAIN_FILES, hub.tokenizer_directory(model_name, MODEL_REVISION), weights=TRAIN_FILES,
+                          held_out=HELD_OUT, split_by=SPLIT_BY, seed=SEED, bad_rows=BAD_ROWS, max_length=MAX_SEQ_LENGTH,
+                          model_name=model_name)  # fmt: skip
+    log.say_once(tokenised.describe(data.statistics))
+    launch.prepare_process()
     launch.on_all_gpus(settings)  # several GPUs: starts one rank on each and ends here; otherwise goes on
 
     import unsloth  # noqa: F401, I001 - the first heavy import, before trl, transformers and peft: it patches them
@@ -127,6 +135,9 @@ def main(**overrides):
     from common import batches, merging, model_card, models, report, watching
 
     log.quiet()
+    models.require_bf16()
+    if initial:
+        models.require_initial(initial, model_name, LORA_R, LORA_ALPHA, TARGET_MODULES)
     on_gpu = torch.cuda.is_available()
     train, validation = data.train(), data.validation()
     args = SFTConfig(  # before the model: DeepSpeed is read while loading
@@ -134,7 +145,7 @@ def main(**overrides):
         num_train_epochs=NUM_TRAIN_EPOCHS,
         max_steps=MAX_STEPS,
         per_device_train_batch_size=PER_DEVICE_TRAIN_BATCH_SIZE,
-        per_device_eval_batch_size=PER_DEVICE_TRAIN_BATCH_SIZE,
+        per_device_eval_batch_size=PER_DEVICE_EVAL_BATCH_SIZE,
         gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type=LR_SCHEDULER_TYPE,
@@ -148,7 +159,7 @@ def main(**overrides):
         packing=PACKING and on_gpu,
         eval_packing=False,
         dataset_kwargs={"skip_prepare_dataset": not (PACKING and on_gpu)},  # rows are tokenised and fit already
-        loss_type="nll",
+        loss_type="nll" if on_gpu else "chunked_nll",  # the same loss; on a GPU Unsloth's fused one, else TRL's, without unused logits
         eval_strategy="steps" if validation else "no",
         eval_steps=EVAL_STEPS,
         save_steps=SAVE_STEPS,
@@ -164,21 +175,22 @@ def main(**overrides):
         data_seed=SEED,
         disable_tqdm=True,  # watching has the one bar
     )
-    model, tokenizer = models.load(INITIAL_MODEL or model_name, MAX_SEQ_LENGTH, LOAD_IN_4BIT, MODEL_REVISION, GRADIENT_CHECKPOINTING)
-    model = models.add_lora(model, LORA_R, LORA_ALPHA, LORA_DROPOUT, TARGET_MODULES, GRADIENT_CHECKPOINTING, SEED)
-    before = models.fingerprint(model)
-
-    run, checkpoint = launch.rank_0_decides(
-        lambda: run_directory.open_run(OUTPUT_DIR, RUN_NAME or settings.default_run_name, RESUME_FROM_CHECKPOINT)
-    )
+    run, checkpoint = launch.rank_0_decides(lambda: run_directory.open_run(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT))
     args.output_dir = str(run.path)
-    watching.begin(run, settings, model, model_name, data, REPORT_TO)
+    if checkpoint:
+        for sentence in run_directory.changed_constants(checkpoint, settings.values, data.path.name):
+            log.warn(sentence)
+    with memory.advice(**settings.values):
+        model, tokenizer = models.load(initial or model_name, MAX_SEQ_LENGTH, LOAD_IN_4BIT, MODEL_REVISION, GRADIENT_CHECKPOINTING)
+    model = models.add_lora(model, LORA_R, LORA_ALPHA, LORA_DROPOUT, TARGET_MODULES, GRADIENT_CHECKPOINTING, SEED, MODEL_REVISION)
+    before = models.fingerprint(model)
+    watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, args.packing)
     trainer = SFTTrainer(model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
     models.train_in_fp32(model)  # after the trainer, which turns a 4-bit model's adapter to bf16
     watching.attach(trainer, run, settings.values, EARLY_STOPPING_PATIENCE)
     if not args.packing:
         batches.group_by_length(trainer, train["length"], PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size, SEED)
-    steps = watching.announce(trainer, data.statistics, WARMUP_RATIO)
+    steps = watching.announce(trainer, run, data.statistics, WARMUP_RATIO)
     with run.recording(log.warnings, active=log.is_rank_0()):
         with memory.advice(**settings.values):
             watching.train(trainer, checkpoint, steps)
@@ -187,14 +199,16 @@ def main(**overrides):
             models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.final_model, before)
             run_directory.write_json(run.final_model / "constants.json", settings.values)
             log.say(f"adapter written to {run.final_model}")
-            if MERGE:
-                figures["merge"] = merging.merge(run.final_model, run.merged_model, run.held_out_messages())
-                log.say(f"merged in 16 bit into {run.merged_model}: logits within {figures['merge']['relative_rms']:.1%} of the adapter's")
             run.update(**figures)
-            model_card.write(run.final_model, run)
         launch.wait_for_all()
     if log.is_rank_0():
+        model_card.write(run.final_model, run)
+        if MERGE:  # in a process of its own; what is saved above stays whatever happens there
+            figures["merge"] = merging.merge_apart(run.final_model, run.merged_model, run.held_out_file(), base_gib)
+            run.update(**figures)
+            log.say(f"merged in 16 bit into {run.merged_model}: logits within {figures['merge']['relative_rms']:.1%} of the adapter's")
         log.say(f"report: {report.write(run)}; judge every checkpoint: bash eval/eval_all_checkpoints.sh {run.path}")
+        tracking.finish(REPORT_TO)
     log.close()
     return {**figures, "run": str(run.path), "final_model": str(run.final_model), "merged_model": str(run.merged_model) if MERGE else None}
 

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from common import launch
+from common.hardware import Gpu
+
 SCRIPT = """
 import os, sys
 from pathlib import Path
@@ -80,3 +83,10 @@ def test_one_process_where_one_is_enough(start, tmp_path, gpus, argv, environmen
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "rank-alone").read_text() == "decided by alone 1"
     assert (tmp_path / "started").read_text() == "x"
+
+
+def test_somebody_elses_gpus_are_not_taken():
+    """DeepSpeed ignores CUDA_VISIBLE_DEVICES beside --num_gpus, so the visible ones are named."""
+    both = [Gpu("NVIDIA L4", 22.5, 22.0, "570.1", 2), Gpu("NVIDIA L4", 22.5, 22.0, "570.1", 3)]
+    assert launch.which_gpus(both, "2,3") == "--include=localhost:2,3"
+    assert launch.which_gpus(both, None) == "--num_gpus=2"

@@ -187,3 +187,35 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
         writer.wait()
         found = run_directory.read_json(path)
         assert found["n"] == found["end"]
+
+
+def saved(tmp_path, step, **constants):
+    """A whole checkpoint of `step` with these constants."""
+    checkpoint = tmp_path / "run" / f"checkpoint-{step}"
+    run_directory.write_json(checkpoint / "constants.json", constants)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    return checkpoint
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [("SEED", 42, 7), ("TRAIN_FILES", {"a.jsonl": 1.0}, {"b.jsonl": 1.0}), ("LORA_R", 16, 8)])
+def test_a_resume_with_another_split_or_shape_is_refused(tmp_path, name, old, new):
+    checkpoint = saved(tmp_path, 8, **{name: old, "LEARNING_RATE": 1e-4})
+    with pytest.raises(Refusal, match=f"was trained with {name} = "):
+        run_directory.changed_constants(checkpoint, {name: new, "LEARNING_RATE": 1e-4}, "key")
+
+
+def test_a_resume_names_the_constants_that_may_change(tmp_path):
+    checkpoint = saved(tmp_path, 8, LEARNING_RATE=1e-4, RUN_NAME="a", SEED=42)
+    run_directory.write_json(checkpoint.parent / "run.json", {"data_key": "key"})
+    changed = run_directory.changed_constants(checkpoint, {"LEARNING_RATE": 5e-5, "RUN_NAME": "b", "SEED": 42}, "key")
+    assert changed == ["LEARNING_RATE was 0.0001 and is 5e-05 from here on"]
+    with pytest.raises(Refusal, match="the training files changed"):
+        run_directory.changed_constants(checkpoint, {"SEED": 42}, "other key")
+
+
+def test_checkpoints_that_a_resume_abandons_are_kept_under_another_name(tmp_path):
+    for step in (8, 16, 24):
+        saved(tmp_path, step)
+    assert run_directory.set_aside_newer(tmp_path / "run" / "checkpoint-8") == ["checkpoint-16", "checkpoint-24"]
+    assert [step for step, _ in run_directory.RunDirectory(tmp_path / "run").checkpoints()] == [8]
+    assert len(list((tmp_path / "run").glob("abandoned-checkpoint-*/constants.json"))) == 2

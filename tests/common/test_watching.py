@@ -4,7 +4,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from transformers import TrainerControl, TrainerState
+import torch
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from common import log, watching
 from common.run_directory import RunDirectory
@@ -55,6 +56,35 @@ def test_what_the_numbers_make_pointless_is_said(numbers, word):
 
 def test_sound_numbers_are_not_commented():
     assert watching.pointless(334, 0.03, 100, 300, 0.1) == []
+
+
+def test_the_best_checkpoint_is_one_that_was_saved(tmp_path):
+    """A better loss at a step that is not saved must not hide the best saved one."""
+    args = TrainingArguments(
+        output_dir=str(tmp_path), save_steps=48, eval_steps=24, eval_strategy="steps", load_best_model_at_end=True, report_to="none",
+        metric_for_best_model="eval_loss", use_cpu=True,
+    )  # fmt: skip
+    trainer = Trainer(torch.nn.Linear(2, 2), args, train_dataset=[1], eval_dataset=[1])
+    watching.attach(trainer, RunDirectory(tmp_path), {})
+    trainer.state.max_steps = 130
+    for step, loss in ((24, 0.8), (48, 0.9), (72, 0.5), (96, 0.6), (120, 0.4), (130, 0.7)):
+        trainer.state.global_step = step
+        trainer._determine_best_metric({"eval_loss": loss}, None)
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == (96, 0.6)
+
+
+def test_a_checkpoint_with_nan_is_not_marked_whole(tmp_path):
+    from safetensors.torch import save_file
+
+    commit, state = watching.Commit(RunDirectory(tmp_path), {"LORA_R": 16}), TrainerState()
+    for step, value in ((10, 1.0), (20, float("nan"))):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        save_file({"lora_A": torch.full((2, 2), value)}, tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors")
+        state.global_step = step
+        commit.on_save(None, state, TrainerControl())
+    assert [step for step, _ in RunDirectory(tmp_path).whole_checkpoints()] == [10]
+    assert log.warnings == ["checkpoint-20 holds NaN or infinite numbers and is not marked whole"]
+    log.close()
 
 
 def test_a_rising_loss_is_said_once(watch):
