@@ -36,11 +36,15 @@ class BadRow(ValueError):
 def read(files, bad_rows="stop", split_by="id"):
     """Rows of all `files`, in order, and a report of what was read.
 
+    files: names, or {name: weight}; a file of weight 0 is turned off: its rows are counted, not used, and not checked.
     bad_rows: "stop" raises `Refusal` that names the first bad rows with file and line; "skip" leaves them out and
     returns them in the report under "bad_rows" with their reason and text. split_by: see `group_of`.
     """
     rows, bad, report = [], [], {}
     for file in files:
+        if isinstance(files, dict) and not files[file]:
+            report[str(file)] = {"rows": sum(1 for _ in _lines(file)), "format_counts": {}}
+            continue
         formats = {}
         for number, raw in _lines(file):
             try:
@@ -55,9 +59,13 @@ def read(files, bad_rows="stop", split_by="id"):
         report[str(file)] = {"rows": sum(formats.values()), "format_counts": formats}
     if bad and bad_rows == "stop":
         raise bad_row_refusal(bad)
+    if not rows and not bad:
+        raise Refusal(f"the weights {files} leave no row to train on; give at least one file a weight above 0")
     if not rows:
         raise Refusal(f"none of the {len(bad)} rows can be used; the first, {bad[0]['file']} line {bad[0]['line']}: {bad[0]['reason']}")
-    return rows, {"rows_read": len(rows) + len(bad), "files": report, "bad_rows": bad, "bad_row_count": len(bad)}
+    return rows, {
+        "rows_read": len(rows) + len(bad), "files": report, "bad_rows": bad, "bad_row_count": len(bad), "split_by": split_by,
+    }  # fmt: skip
 
 
 def require(files):
@@ -110,8 +118,9 @@ def _has_id(content):
 def group_of(content, row_id, messages, split_by):
     """The source question a row belongs to.
 
-    split_by "id": an id of the form name_question_answer counts without its answer (cv_12_3 -> cv_12), any other id
-    as it is, and a row without an id by its first question. Any other value names the row's field to use.
+    split_by "id": an id of the form name_QUESTION_ANSWER with two numbers counts without its answer (cv_12_3 -> cv_12),
+    any other id as it is (cross_validated_17 is a row's number, no question's), and a row without an id by its first
+    question. Any other value names the row's field to use.
     """
     if split_by != "id":
         if content.get(split_by) in (None, ""):
@@ -120,7 +129,7 @@ def group_of(content, row_id, messages, split_by):
     if not _has_id(content):
         question = next(m["content"] for m in messages if m["role"] == "user")
         return hashlib.sha256(question.encode()).hexdigest()[:16]
-    found = re.fullmatch(r"(.+_[^_]+)_[^_]+", row_id)
+    found = re.fullmatch(r"(.+_\d+)_\d+", row_id)
     return found[1] if found else row_id
 
 
@@ -177,21 +186,33 @@ def _pair(question, answer, system=None):
     return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-# A turn in Llama 3's markup and in ChatML's. Originals differ in the newlines after the header; content is stripped.
+# A turn in Llama 3's markup and in ChatML's: role, content, end. Originals differ in the newlines after the header;
+# content is stripped. A turn without an end reaches to the next one.
 _MARKUP = (
     re.compile(
         r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>(.*?)"
-        r"(?:<\|eot_id\|>|<\|end_of_text\|>|(?=<\|start_header_id\|>)|\Z)", re.S,
+        r"(<\|eot_id\|>|<\|end_of_text\|>|(?=<\|start_header_id\|>)|\Z)", re.S,
     ),  # fmt: skip
-    re.compile(r"<\|im_start\|>\s*(\w+)\s*\n(.*?)(?:<\|im_end\|>|(?=<\|im_start\|>)|\Z)", re.S),
+    re.compile(r"<\|im_start\|>\s*(\w+)\s*\n(.*?)(<\|im_end\|>|<\|end_of_text\|>|<\|endoftext\|>|(?=<\|im_start\|>)|\Z)", re.S),
 )
+_AROUND = re.compile(r"<\|begin_of_text\|>|<\|end_of_text\|>|<\|endoftext\|>|</?s>")  # what may stand outside the turns
 
 
 def _from_markup(text):
     for turn in _MARKUP:
-        found = turn.findall(text)
-        if found:
-            return [{"role": role, "content": content.strip()} for role, content in found]
+        found = list(turn.finditer(text))
+        if not found:
+            continue
+        edges = [0, *(edge for match in found for edge in match.span()), len(text)]
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            if outside := _AROUND.sub("", text[start:end]).strip():
+                raise BadRow(f"its text holds {outside[:40]!r} outside any turn, where nobody says it; put it into a turn or take it out")
+        if not found[-1][3]:
+            raise BadRow(
+                "its last turn has no end (<|eot_id|>, <|im_end|> or <|end_of_text|>), so it may have been cut off; "
+                "put the end there if it is whole"
+            )
+        return [{"role": match[1], "content": match[2].strip()} for match in found]
     raise BadRow("its text has no turns (no <|start_header_id|> or <|im_start|>), so the answer cannot be told from the question")
 
 

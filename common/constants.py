@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import annotated_types
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from common.refusal import Refusal
+
+FINITE = ConfigDict(allow_inf_nan=False)
+Share = typing.Annotated[float, annotated_types.Ge(0), annotated_types.Lt(1)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Resolved:
     def show(self):
         """The table printed once at the start; what did not come from the file says from where."""
         width = max(map(len, self.values))
-        rows = (f"  {name:<{width}}  {_text(value)}{_origin(self.origins[name])}" for name, value in self.values.items())
+        came = {name: "" if origin == "file" else f"   <- {origin}" for name, origin in self.origins.items()}
+        rows = (f"  {name:<{width}}  {_text(value)}{came[name]}" for name, value in self.values.items())
         return "\n".join([f"{self.recipe}: constants", *rows])
 
 
@@ -103,17 +107,15 @@ def checked(name, value, annotation):
     elif isinstance(value, dict):
         value = {k: _number(v) if isinstance(v, str) else v for k, v in value.items()}
     try:
-        return TypeAdapter(annotation).validate_python(value, strict=not isinstance(value, str))
+        return TypeAdapter(annotation, config=FINITE).validate_python(value, strict=not isinstance(value, str))
     except ValidationError as error:
         problem = error.errors()[0]
         where = "".join(f"[{part!r}]" for part in problem["loc"] if part in (value if isinstance(value, dict) else ())) or ""
         given = value[problem["loc"][0]] if where else value
-        hint = ""
+        hint = " It must be finite." if problem["type"] == "finite_number" else ""
         if isinstance(value, tuple):
-            inner = value[0] if len(value) == 1 else value
-            hint = f" A stray comma makes a tuple: write {name} = {inner!r}." if len(value) == 1 else " Use [..] for a list."
-        kind = type(given).__name__
-        wanted = wanted_type(annotation, inner=bool(where))
+            hint = f" A stray comma makes a tuple: write {name} = {value[0]!r}." if len(value) == 1 else " Use [..] for a list."
+        kind, wanted = type(given).__name__, wanted_type(annotation, inner=bool(where))
         raise Refusal(f"{name}{where} is {given!r}, {_article(kind)} {kind}; it must be {wanted}.{hint}") from None
 
 
@@ -191,9 +193,20 @@ def _read_config(path, annotations):
         return {}
     import yaml
 
+    def unique(pairs):
+        names = [str(key) for key, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise Refusal(f"{path} sets {twice[0]} twice; keep one of them")
+        return dict(pairs)
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):  # the last of two equal keys would win
+            unique([(key.value, value) for key, value in node.value])
+            return super().construct_mapping(node, deep)
+
     try:
         text = Path(path).read_text(encoding="utf-8")
-        content = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
+        content = json.loads(text, object_pairs_hook=unique) if str(path).endswith(".json") else yaml.load(text, Loader)
     except OSError as error:
         raise Refusal(f"--config {path} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
@@ -280,10 +293,6 @@ def _comments(script):
 
 def _text(value):
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-
-
-def _origin(origin):
-    return "" if origin == "file" else f"   <- {origin}"
 
 
 def _article(word):

@@ -10,23 +10,32 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "tokenizer*")
 
 
-def find(name, revision=None, ungated=None):
+def find(name, revision=None, ungated=None, constant="MODEL_NAME"):
     """What `from_pretrained` takes for `name`: a path for an embedded ("tiny-…") or local model, the hub name otherwise.
 
     Asks the hub for the small files first, so that a model one may not read is refused here and not after the data
-    are prepared. ungated: a copy to name for a gated model. Raises `Refusal`.
+    are prepared. ungated: a copy to name for a gated model. constant: where `name` came from, for `Refusal`s.
     """
     if name.startswith("tiny-"):
         return tiny_models.ensure(name)
     if name and Path(name).is_dir():
         if not any((Path(name) / f).is_file() for f in ("config.json", "adapter_config.json")):
-            raise Refusal(f"{name} has neither config.json nor adapter_config.json, so it is no model directory")
+            raise Refusal(f"{constant} is {name!r}, which has neither config.json nor adapter_config.json, so it is no model directory")
         return str(name)
     if name.count("/") != 1 or name.startswith((".", "/")):
         known = ", ".join(tiny_models.KNOWN)
-        raise Refusal(f"MODEL_NAME is {name!r}: no such directory, and a hub name has the form owner/name; embedded are {known}")
-    _download(name, revision, SMALL_FILES, ungated)
+        raise Refusal(f"{constant} is {name!r}: no such directory, and a hub name has the form owner/name; embedded are {known}")
+    _download(name, revision, SMALL_FILES, ungated, constant)
     return name
+
+
+def tokenizer_directory(name, revision=None):
+    """The directory with the tokenizer's files of what `find` returned: of a hub model its snapshot in the local cache."""
+    if Path(name).is_dir():
+        return str(name)
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES), local_files_only=True)
 
 
 def prefetch(name, revision=None, ungated=None):
@@ -45,25 +54,26 @@ def weights_gib(name, revision=None):
 
         files = HfApi().model_info(name, revision=revision, files_metadata=True).siblings
         return sum(f.size or 0 for f in files if f.rfilename.endswith(".safetensors")) / 2**30 or None
-    except Exception:  # without network the size stays unknown, and nothing depends on it
+    except Exception:  # no network, offline mode, a hub that refuses or breaks off: the size stays unknown, and nothing depends on it
         return None
 
 
-def _download(name, revision, patterns, ungated):
-    from huggingface_hub import snapshot_download
+def _download(name, revision, patterns, ungated, constant="MODEL_NAME"):
+    from huggingface_hub import get_token, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return snapshot_download(name, revision=revision, allow_patterns=list(patterns))
     except GatedRepoError:
-        token = "your HF_TOKEN has no access to it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+        stored = "your HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token of your `hf auth login`"
+        token = f"{stored} has no access to it" if get_token() else "HF_TOKEN is not set, nor is there a token of `hf auth login`"
         other = f" Or take the ungated copy: --model-name {ungated}" if ungated else ""
         raise Refusal(
             f"{name} is gated and {token}. Accept its licence at https://huggingface.co/{name}, make a token with read access at "
             f"https://huggingface.co/settings/tokens, then: export HF_TOKEN=hf_...{other}"
         ) from None
     except HFValidationError as error:
-        raise Refusal(f"MODEL_NAME is {name!r}, which cannot be a hub name: {str(error).splitlines()[0]}") from None
+        raise Refusal(f"{constant} is {name!r}, which cannot be a hub name: {str(error).splitlines()[0]}") from None
     except RepositoryNotFoundError:
         raise Refusal(f"the hub has no model {name} that you may see; check the spelling, or set HF_TOKEN for a private one") from None
     except LocalEntryNotFoundError as error:
@@ -71,7 +81,7 @@ def _download(name, revision, patterns, ungated):
         why = f"the hub answered: {_line(error.__cause__)}" if answered else "the hub cannot be reached"
         raise Refusal(f"{name} is not in the local cache and {why}; where there is network run the recipe once with --prefetch") from None
     except HfHubHTTPError as error:
-        raise Refusal(f"the hub refused {name}: {_line(error)}; check MODEL_NAME and MODEL_REVISION") from None
+        raise Refusal(f"the hub refused {name}: {_line(error)}; check {constant}{' and MODEL_REVISION' if revision else ''}") from None
 
 
 def _line(error):

@@ -6,12 +6,14 @@ from collections import defaultdict
 from common.refusal import Refusal
 
 
-def split(rows, held_out, seed):
+def split(rows, held_out, seed, report=None):
     """(train, validation, test) with no group and no question on two sides.
 
     rows: `chat_rows.Row`s. held_out: share of the rows, half of it for validation (picks the best checkpoint), half
     for test (is only reported); 0 holds nothing out. Groups are ordered by a digest of seed and name, so a group keeps
-    its place when other rows are added. Raises `Refusal` where there are too few groups.
+    its place when other rows are added. A group of more rows than a side wants is never held out (it would be most of
+    the side, or all the rows): it stays in training and is counted in `report` under "too_large". Raises `Refusal`
+    where there are too few groups, or too few that are small enough.
     """
     if not held_out:
         return list(rows), [], []
@@ -22,9 +24,21 @@ def split(rows, held_out, seed):
         raise Refusal(f"the rows come from {len(groups)} source question(s); HELD_OUT = {held_out} needs at least 3, or set HELD_OUT = 0")
     groups.sort(key=lambda group: _digest(seed, min(row.group for row in group)))
     sides, wanted = ([], []), held_out * len(rows) / 2
+    fitting = [group for group in groups if len(group) <= max(wanted, 1)]
+    large = [group for group in groups if len(group) > max(wanted, 1)]
+    if len(fitting) < 2:
+        raise Refusal(
+            f"{len(large)} of the {len(groups)} source questions have more than the {wanted:,.1f} rows that HELD_OUT = {held_out:g} of "
+            f"{len(rows)} wants for validation and for test (half of them each; the largest has {max(map(len, large))}), and they cannot "
+            "be divided; name with SPLIT_BY a field that tells the rows apart more finely, or change HELD_OUT (0 turns it off)"
+        )
     for left, side in zip((2, 1), sides, strict=True):  # groups that the sides after this one need
-        while len(groups) > left and (not side or len(side) + len(groups[0]) / 2 <= wanted):
-            side.extend(groups.pop(0))
+        while len(fitting) > left - bool(large) and (not side or len(side) + len(fitting[0]) / 2 <= wanted):
+            side.extend(fitting.pop(0))
+    if large and report is not None:
+        largest = max(large, key=len)
+        counts = {"groups": len(large), "rows": sum(map(len, large))}
+        report["too_large"] = {**counts, "largest": largest[0].group, "largest_rows": len(largest)}
     held = {id(row) for side in sides for row in side}
     return [row for row in rows if id(row) not in held], *sides
 

@@ -1,6 +1,7 @@
 """The tokenised cache: built once before any rank starts, found again by a key over everything it depends on."""
 
 import hashlib
+import importlib.metadata
 import inspect
 import json
 import os
@@ -15,6 +16,8 @@ from common.log import say
 from common.refusal import Refusal
 from common.run_directory import read_json, write_json
 
+TOKENIZER_FILES = ("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
+PACKAGES = ("transformers", "tokenizers")  # whose versions tokenise
 MODULES = ("chat_rows.py", "chat_text.py", "mixing.py", "tokenised.py")  # whose change may change what is stored
 
 
@@ -55,9 +58,12 @@ def cache_directory():
 def once(build, files, model, **settings):
     """`Tokenised` from `build(directory)`, which runs only where no cache has the same key.
 
-    The key covers the bytes of `files`, the model's tokenizer files, `settings`, and the source of `build` and of the
-    modules it calls. One process builds, in a child of its own; others that come meanwhile wait for its lock, without a
-    process group that could time out. Nothing half-built is ever found: the directory gets its name last.
+    model: the directory with the tokenizer's files; of a hub model its snapshot, see `hub.tokenizer_directory`.
+
+    The key covers the bytes of `files`, the tokenizer's and the chat template's files, `settings`, the versions of
+    transformers and tokenizers, and the source of `build` and of the modules it calls. One process builds, in a child
+    of its own; others that come meanwhile wait for its lock, without a process group that could time out. Nothing
+    half-built is ever found: the directory gets its name last.
     """
     from filelock import FileLock
 
@@ -120,6 +126,7 @@ def encode(directory, parts, report, model, revision, max_length, bad_rows, weig
     files = {f: {**r, "weight": weights[f], "rows_after_weighting": after[f]} for f, r in report["files"].items()}
     write_json(directory / "data.json", {
         "rows_read": report["rows_read"], "bad_row_count": len(bad),
+        "split_by": report["split_by"], "too_large": report.get("too_large"),
         "bad_rows": [{k: b[k] for k in ("file", "line", "reason")} for b in bad[: chat_rows.SHOWN]],
         "files": files, "splits": splits, "max_length": max_length, "end_of_turn": ending,
         "example": {"id": first.id, "spans": chat_text.marked(tokenizer, example)},
@@ -130,6 +137,9 @@ def describe(statistics):
     """The statistics in words, for the terminal: rows, tokens, lengths, what was left out, one masked example."""
     lines = []
     for file, f in statistics["files"].items():
+        if not f["weight"]:
+            lines.append(f"{file}: {f['rows']} rows, weight 0: left out")
+            continue
         kinds = ", ".join(f"{count} as {kind}" for kind, count in f["format_counts"].items())
         lines.append(f"{file}: {f['rows']} rows ({kinds}), weight {f['weight']:g} -> {f['rows_after_weighting']} training rows")
     for name, s in statistics["splits"].items():
@@ -139,8 +149,15 @@ def describe(statistics):
             f"length median {p['50']}, 90 % {p['90']}, longest {p['100']}; "
             f"{s['duplicates']} duplicates, {s['shortened']} shortened, {s['dropped']} dropped"
         )  # fmt: skip
+    if large := statistics.get("too_large"):
+        lines.append(
+            f"in training whatever HELD_OUT says: {large['rows']:,} rows of {large['groups']:,} sources that are larger than validation "
+            f"and test want to be; the largest, {large['largest']}, has {large['largest_rows']:,}"
+        )
     if statistics["bad_row_count"]:
         named = "; ".join(f"{b['file']} line {b['line']}: {b['reason']}" for b in statistics["bad_rows"])
+        more = statistics["bad_row_count"] - len(statistics["bad_rows"])
+        named += f"; and {more} more" if more else ""
         lines.append(f"{statistics['bad_row_count']} rows left out, all of them in skipped_rows.jsonl: {named}")
     shown = "".join(f"[[{s['text']}]]" if s["label"] else s["text"] for s in statistics["example"]["spans"])
     lines.append(f"row {statistics['example']['id']} as the model sees it; what it learns stands in [[ ]]:")
@@ -200,9 +217,13 @@ def _write_rows(path, rows):
 def _key(build, files, model, settings):
     import xxhash
 
-    digest = hashlib.sha256(json.dumps([inspect.getsource(build), sorted(settings.items())], default=str).encode())
+    if not Path(model).is_dir():
+        raise ValueError(f"{model} is no directory, so the key would not cover its tokenizer; see hub.tokenizer_directory")
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
+    digest = hashlib.sha256(json.dumps([inspect.getsource(build), sorted(settings.items()), versions], default=str).encode())
     modules = [Path(__file__).with_name(name) for name in MODULES]
-    for path in modules + [Path(f) for f in files] + sorted(Path(model).glob("tokenizer*")) + sorted(Path(model).glob("chat_template*")):
+    of_tokenizer = sorted({path for pattern in TOKENIZER_FILES for path in Path(model).glob(pattern)})
+    for path in modules + [Path(f) for f in files] + of_tokenizer:
         digest.update(path.name.encode())
         if path.is_file():
             with path.open("rb") as content:

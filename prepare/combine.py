@@ -1,11 +1,12 @@
-"""Writes the weighted mixture of a recipe's TRAIN_FILES to one ChatML JSONL file: the rows that training would see.
+"""Writes the weighted mixture of a recipe's TRAIN_FILES to one ChatML JSONL file: all rows, nothing held out.
 
     python prepare/combine.py                                          recipe llama32_qlora -> data/combined.jsonl
     python prepare/combine.py --train-files data/cross_validated.jsonl=2.0,data/arxiv.jsonl=1.0
     python prepare/combine.py --output data/half.jsonl --seed 7
+    python prepare/combine.py --tiny                                   of samples/ -> data/combined_tiny.jsonl
 
-Only for looking at the mixture or for other tools. The recipes mix by themselves, after the split; a mixture that was
-weighted before it is split has copies of one question on both sides.
+Only for looking at the mixture or for other tools. The recipes mix by themselves, and only what is left for training after
+the split; a mixture that was weighted before it is split has copies of one question on both sides.
 """
 
 import json
@@ -21,12 +22,14 @@ BAD_ROWS: Literal["stop", "skip"] = "stop"  # "skip" leaves them out, counted
 SEED: NonNegativeInt = 42  # decides which rows a fraction keeps
 OUTPUT: str = "data/combined.jsonl"
 
-TINY = {"TRAIN_FILES": {"samples/cross_validated.jsonl": 1.0, "samples/arxiv.jsonl": 1.0}}
+TINY = {"TRAIN_FILES": {"samples/cross_validated.jsonl": 1.0, "samples/arxiv.jsonl": 1.0}, "OUTPUT": "data/combined_tiny.jsonl"}
 
 
 def main(**overrides):
     """Write the mixture; returns {"rows", "output"}."""
     constants.resolve(globals(), overrides)
+    if same := [file for file in TRAIN_FILES if Path(file).resolve() == Path(OUTPUT).resolve()]:
+        raise refusal.Refusal(f"OUTPUT is {OUTPUT}, which TRAIN_FILES names as {same[0]}: it would be written over; name another file")
     rows, report = chat_rows.read(TRAIN_FILES, bad_rows=BAD_ROWS)
     mixture = mixing.weigh(rows, TRAIN_FILES, seed=SEED)
     output = Path(OUTPUT)

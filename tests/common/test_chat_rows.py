@@ -55,7 +55,9 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ({"question": "What is power?", "answer": GOOD[1]["content"], "system": "Be brief."}, "question", [SYSTEM, *GOOD]),
         ({"text": LLAMA}, "text", [SYSTEM, *GOOD]),
         ({"text": CHATML}, "text", GOOD),
-        ({"text": CHATML.removesuffix("<|im_end|>\n")}, "text", GOOD),  # the last turn left open
+        ({"text": CHATML.replace("<|im_end|>\n", "\n", 1)}, "text", GOOD),  # a turn that ends where the next one begins
+        ({"text": "<s>" + CHATML + "<|endoftext|>\n"}, "text", GOOD),
+        ({"text": LLAMA.removesuffix("<|eot_id|>") + "<|end_of_text|>"}, "text", [SYSTEM, *GOOD]),
     ],
 )
 def test_formats(row, kind, messages):
@@ -99,6 +101,12 @@ def test_extra_keys_of_a_message_are_left_out():
         ({"messages": [GOOD[0], SYSTEM, GOOD[1]]}, "message 2 is a system message"),
         ({"messages": [GOOD[1]]}, "no user turn"),
         ({"text": "just prose"}, "no turns"),
+        ({"text": CHATML.removesuffix("<|im_end|>\n")}, "its last turn has no end"),
+        ({"text": LLAMA.removesuffix("<|eot_id|>")}, "may have been cut off"),
+        ({"text": "Preamble. " + CHATML}, "its text holds 'Preamble.' outside any turn"),
+        ({"text": LLAMA.replace("<|eot_id|>\n<", "<|eot_id|>\nA note.<")}, "'A note.' outside any turn"),
+        ({"text": LLAMA + " and more"}, "'and more' outside any turn"),
+        ({"text": CHATML.replace("<|im_start|>user", "<|im_start|>two words")}, "outside any turn"),
         ({"question": "What?", "answer": None}, "empty content"),
         (b'{"messages": [{"role": "user", "content": "a\\ud800b"}, {"role": "assistant", "content": "x"}]}', "half of a surrogate pair"),
         (
@@ -120,6 +128,11 @@ def test_rules(row, said):
         ("arxiv_1234_5", "arxiv_1234"),
         ("plain", "plain"),
         ("two_parts", "two_parts"),
+        ("cross_validated_17", "cross_validated_17"),  # the row's number, no answer's: not one group of the whole file
+        ("cross_validated_17_2", "cross_validated_17"),
+        ("arxiv_cuped_idea_1", "arxiv_cuped_idea_1"),
+        ("cv_12_b", "cv_12_b"),
+        ("12_3", "12_3"),
         (17, "17"),
     ],
 )
@@ -191,6 +204,17 @@ def test_skip_counts_and_keeps_the_bad_rows(write):
         (3, json.dumps({"id": "c", "messages": [GOOD[0]]})),
         (4, '"\\xff"'),
     ]
+
+
+def test_a_file_of_weight_0_is_counted_and_not_used(write):
+    on = write("on.jsonl", {"id": "a", "messages": GOOD})
+    off = write("off.jsonl", {"id": "b", "messages": GOOD}, b"{", {"id": "c", "messages": GOOD})
+    rows, report = chat_rows.read({off: 0.0, on: 0.5}, split_by="id")
+    assert [row.id for row in rows] == ["a"]
+    assert report["files"][off] == {"rows": 3, "format_counts": {}}
+    assert (report["rows_read"], report["bad_row_count"], report["split_by"]) == (1, 0, "id")
+    with pytest.raises(Refusal, match="leave no row to train on"):
+        chat_rows.read({off: 0, on: 0})
 
 
 def test_nothing_usable_is_refused_even_when_skipping(write):

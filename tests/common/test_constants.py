@@ -130,6 +130,13 @@ def test_a_json_config(run, config):
         ("lora:\n  alpah: 8\n", ["'alpah' in 'lora'", "no constant"]),
         ("training:\n  learning_rte: 8\n", ["learning_rte", "LEARNING_RATE"]),
         ("lora_r: 8\nlora:\n  r: 9\n", ["LORA_R twice"]),
+        ("lora_r: 8\nlora_alpha: 9\nlora_r: 9\n", ["lora_r twice"]),
+        ("lora:\n  r: 8\n  r: 8\n", ["r twice"]),
+        ("train_files:\n  a.jsonl: 1\n  a.jsonl: 2\n", ["a.jsonl twice"]),
+        ("lora:\n  r: 8\nlora:\n  alpha: 9\n", ["lora twice"]),
+        ("learning_rate: .inf\n", ["LEARNING_RATE is inf", "a number above 0", "finite"]),
+        ("learning_rate: .nan\n", ["LEARNING_RATE is nan"]),
+        ("train_files:\n  a.jsonl: .inf\n", ["TRAIN_FILES['a.jsonl'] is inf", "finite"]),
         ("- 1\n- 2\n", ["a list", "names with values"]),
         ("lora_r: [\n", ["neither YAML nor JSON"]),
         ("lora_r: 1.5\n", ["LORA_R is 1.5", "a whole number above 0"]),
@@ -142,6 +149,17 @@ def test_what_a_config_file_may_not_say(run, config, text, said):
     sentence = refusal(run, config(text))
     for part in said:
         assert part in sentence
+
+
+def test_a_json_config_that_says_a_thing_twice(run, config):
+    assert "lora_r twice" in refusal(run, config('{"lora_r": 8, "lora_r": 9}', "run.json"))
+    assert "r twice" in refusal(run, config('{"lora": {"r": 8, "r": 9}}', "run.json"))
+    assert "LEARNING_RATE is inf" in refusal(run, config('{"learning_rate": Infinity}', "run.json"))
+
+
+def test_files_whose_names_differ_in_case_only_are_two(run, config):
+    namespace, _ = run(config("train_files:\n  a.jsonl: 1\n  A.jsonl: 2\n"))
+    assert namespace["TRAIN_FILES"] == {"a.jsonl": 1.0, "A.jsonl": 2.0}
 
 
 def test_a_config_file_that_is_not_there(run, tmp_path):
@@ -186,6 +204,9 @@ def test_flags_of_every_kind(run, argv, name, value):
         (["--learnig-rate=1"], ["no flag --learnig-rate", "--learning-rate"]),
         (["stray"], ["stray"]),
         (["--lora-r"], ["--lora-r", "expected one argument"]),
+        (["--learning-rate", "inf"], ["LEARNING_RATE is 'inf'", "finite"]),
+        (["--learning-rate", "nan"], ["LEARNING_RATE is 'nan'"]),
+        (["--train-files", "a.jsonl=inf"], ["TRAIN_FILES['a.jsonl'] is inf"]),
         (["--lora-r", "0"], ["LORA_R is '0'", "a whole number above 0"]),
         (["--lora-r", "8.5"], ["LORA_R is '8.5'", "a whole number above 0"]),
         (["--max-seq-length", "2048,"], ["MAX_SEQ_LENGTH is '2048,'", "a whole number above 0"]),

@@ -110,7 +110,7 @@ def sentence(ended):
 def test_a_gated_model_without_a_token(ask):
     said = sentence(ask("hub.find('owner/gated', ungated='unsloth/copy')"))
     for part in (
-        "owner/gated is gated and HF_TOKEN is not set",
+        "owner/gated is gated and HF_TOKEN is not set, nor is there a token of `hf auth login`",
         "https://huggingface.co/owner/gated",
         "settings/tokens",
         "--model-name unsloth/copy",
@@ -123,6 +123,29 @@ def test_a_gated_model_that_is_refused_at_once_with_a_token_that_has_no_access(a
     assert "owner/closed is gated and your HF_TOKEN has no access to it" in said
     assert "ungated copy" not in said
     assert any(authorization == "Bearer hf_" + "x" * 30 for _, path, authorization in server.asked if "closed" in path)
+
+
+def test_a_gated_model_after_a_login(ask, tmp_path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "token").write_text("hf_" + "y" * 30)
+    said = sentence(ask("hub.find('owner/closed')"))
+    assert "owner/closed is gated and the token of your `hf auth login` has no access to it" in said
+
+
+def test_the_tokenizer_of_a_hub_model_is_in_its_snapshot(ask, tmp_path):
+    online = ask("hub.tokenizer_directory(hub.find('owner/open'))").stdout.strip()
+    assert online.endswith(f"models--owner--open/snapshots/{COMMIT}")
+    offline = ask("hub.tokenizer_directory('owner/open')", HF_HUB_OFFLINE="1").stdout.strip()
+    assert offline == online
+    assert (Path(offline) / "config.json").read_bytes() == CONFIG
+    assert hub.tokenizer_directory(str(tmp_path)) == str(tmp_path)
+
+
+def test_the_constant_that_holds_the_name_is_named(ask, tmp_path):
+    for name in ("no/model/here", str(tmp_path)):
+        with pytest.raises(Refusal, match="INITIAL_MODEL is"):
+            hub.find(name, constant="INITIAL_MODEL")
+    assert "INITIAL_MODEL is 'owner/--x'" in sentence(ask("hub.find('owner/--x', constant='INITIAL_MODEL')"))
 
 
 def test_a_model_that_is_not_there(ask):

@@ -92,10 +92,48 @@ def test_too_few_sources(groups):
         mixing.split(make_rows(0, groups=groups, shared_questions=0), 0.1, 1)
 
 
+def groups_of(*sizes):
+    """Rows of one group for each size, every group with a question of its own."""
+    return [
+        Row(f"g{group}_{n}", f"g{group}", [{"role": "user", "content": f"What is {group}?"}], "a.jsonl", n)
+        for group, size in enumerate(sizes)
+        for n in range(size)
+    ]
+
+
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("held_out", [0.1, 0.5, 0.9, 0.99])
-def test_three_sources_fill_three_sides(seed, held_out):
-    assert all(mixing.split(make_rows(seed, groups=3, shared_questions=0), held_out, seed))
+@pytest.mark.parametrize(("size", "held_out"), [(1, 0.05), (1, 0.5), (1, 0.99), (4, 0.67), (4, 0.99)])
+def test_three_sources_fill_three_sides(seed, size, held_out):
+    assert all(mixing.split(groups_of(size, size, size), held_out, seed))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_group_larger_than_a_side_wants_is_never_held_out(seed):
+    rows, report = groups_of(400, 60, *[1] * 50), {}
+    train, validation, test = mixing.split(rows, 0.1, seed, report)
+    assert {"g0", "g1"} <= {row.group for row in train}
+    for side in (validation, test):
+        assert 0 < len(side) <= 0.1 * len(rows) / 2 + 1
+    assert report["too_large"] == {"groups": 2, "rows": 460, "largest": "g0", "largest_rows": 400}
+
+
+def test_the_other_groups_keep_their_side_beside_a_large_one():
+    many = groups_of(*[3] * 400)
+    large = [Row(f"huge_{n}", "huge", [{"role": "user", "content": "The same?"}], "a.jsonl", n) for n in range(70)]
+    places = [{row.group: place for place, side in enumerate(mixing.split(rows, 0.1, 3)) for row in side} for rows in (many, many + large)]
+    assert sum(places[0][group] != places[1][group] for group in places[0]) <= 8
+
+
+def test_nothing_is_said_of_large_groups_where_there_is_none():
+    report = {}
+    mixing.split(groups_of(*[2] * 50), 0.1, 1, report)
+    assert report == {}
+
+
+@pytest.mark.parametrize("sizes", [(30, 30, 30), (100, 80, 1), (200, 100, 50, 40)])
+def test_only_large_groups_are_refused(sizes):
+    with pytest.raises(Refusal, match=rf"HELD_OUT = 0.1 .*the largest has {sizes[0]}.*SPLIT_BY"):
+        mixing.split(groups_of(*sizes), 0.1, 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 100, 101])

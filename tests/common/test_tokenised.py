@@ -81,6 +81,7 @@ def test_the_key_covers_data_template_tokenizer_settings_and_the_source_of_build
     assert builds(lambda: (model / "chat_template.jinja").write_text("{{ b }}")) == 1
     assert builds(lambda: (model / "tokenizer.json").write_text("{ }")) == 1
     assert builds(lambda: (model / "config.json").write_text("{ }")) == 0  # the weights' business
+    assert builds(lambda: (model / "special_tokens_map.json").write_text("{}")) == 1
     assert builds(max_length=512) == 1
     assert builds(max_length=513) == 1
     assert builds(max_length=512) == 0
@@ -92,7 +93,57 @@ def test_the_key_covers_data_template_tokenizer_settings_and_the_source_of_build
 
     assert builds(build=build) == 1
     assert builds(lambda: data.write_text("one\n")) == 1  # template and tokenizer are others than in the beginning
-    assert len([p for p in cache.iterdir() if p.is_dir()]) == 8
+    assert len([p for p in cache.iterdir() if p.is_dir()]) == 9
+
+
+def test_the_key_covers_the_versions_that_tokenise(tmp_path, cache, monkeypatch):
+    data, version = write_rows(tmp_path / "rows.jsonl", [question(1)]), tokenised.importlib.metadata.version
+
+    def build(directory):
+        (directory / "data.json").write_text("{}")
+
+    paths = []
+    for newer in (None, "transformers", "tokenizers"):
+        monkeypatch.setattr(tokenised.importlib.metadata, "version", lambda name, newer=newer: "99" if name == newer else version(name))
+        paths.append(tokenised.once(build, [data], str(tmp_path)).path)
+    assert len(set(paths)) == 3
+
+
+HUB_PROGRAM = """
+import sys
+from common import hub, tokenised
+def build(directory):
+    (directory / "data.json").write_text("{}")
+tokenised.once(build, [sys.argv[1]], hub.tokenizer_directory(hub.find("owner/model")), model_name="owner/model")
+"""
+
+
+def test_a_hub_model_whose_tokenizer_changed_is_tokenised_again(tmp_path, cache):
+    data = write_rows(tmp_path / "rows.jsonl", [question(1)])
+    (tmp_path / "program.py").write_text(HUB_PROGRAM)
+    local = tmp_path / "hf" / "hub" / "models--owner--model"
+    (local / "refs").mkdir(parents=True)
+
+    def said(commit, template):
+        """What a run says after the hub's main branch came to this commit."""
+        (local / "refs" / "main").write_text(commit)
+        snapshot = local / "snapshots" / commit
+        snapshot.mkdir(parents=True, exist_ok=True)
+        (snapshot / "chat_template.jinja").write_text(template)
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, str(tmp_path / "program.py"), data]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    assert "written to" in said("a" * 40, "{{ a }}")
+    assert "found in" in said("a" * 40, "{{ a }}")
+    assert "written to" in said("b" * 40, "{{ b }}")
+    assert "found in" in said("a" * 40, "{{ a }}")
+    assert "written to" in said("a" * 40, "{{ c }}")
+
+
+def test_a_hub_name_alone_cannot_be_a_key(tmp_path, cache):
+    with pytest.raises(ValueError, match="owner/model is no directory"):
+        tokenised.once(print, [write_rows(tmp_path / "rows.jsonl", [question(1)])], "owner/model")
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path, cache):
@@ -104,7 +155,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path, cache):
 
     for _ in range(2):
         with pytest.raises(Refusal, match="row 1 is bad"):
-            tokenised.once(build, [data], "owner/model")
+            tokenised.once(build, [data], str(tmp_path))
     assert not [p for p in cache.iterdir() if p.is_dir()]
 
 
@@ -119,12 +170,13 @@ def build(directory):
         out.write("x")
     time.sleep(seconds)
     (directory / "data.json").write_text('{"whole": true}')
-print(tokenised.once(build, [here / "rows.jsonl"], "owner/model").statistics)
+print(tokenised.once(build, [here / "rows.jsonl"], here / "model").statistics)
 """
 
 
 def start(here, seconds):
     write_rows(here / "rows.jsonl", [question(1)])
+    (here / "model").mkdir(exist_ok=True)
     (here / "program.py").write_text(PROGRAM)  # a file, because the key covers the source of build
     command = [sys.executable, str(here / "program.py"), str(here), str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -163,7 +215,7 @@ def prepare(cache, tokenizer_directory):
     def run(weights, max_length=256, bad_rows="stop", held_out=0.3):
         def build(directory):
             rows, report = chat_rows.read(weights, bad_rows=bad_rows)
-            train, validation, test = mixing.split(rows, held_out, seed=1)
+            train, validation, test = mixing.split(rows, held_out, seed=1, report=report)
             parts = {"train": mixing.weigh(train, weights, seed=1), "validation": validation, "test": test}
             tokenised.encode(directory, parts, report, tokenizer_directory, None, max_length, bad_rows, weights)
 
@@ -203,6 +255,24 @@ def test_statistics_add_up(tmp_path, prepare):
     said = tokenised.describe(s)
     assert "weight 2 ->" in said
     assert "[[It is so.<|eot_id|>]]" in said or "[[" + "x" * 20 + "<|eot_id|>]]" in said
+
+
+def test_the_statistics_name_what_the_split_went_by_and_what_was_left_out(tmp_path, prepare):
+    on = write_rows(tmp_path / "on.jsonl", [question(n) for n in range(20)] + [{**question(99), "id": f"q_99_{n}"} for n in range(15)])
+    off = write_rows(tmp_path / "off.jsonl", [question(n) for n in range(200, 240)])
+    data = prepare({on: 1.0, off: 0.0})
+    s = data.statistics
+    assert s["split_by"] == "id"
+    assert s["too_large"] == {"groups": 1, "rows": 15, "largest": "q_99", "largest_rows": 15}
+    assert s["files"][off] == {"rows": 40, "format_counts": {}, "weight": 0.0, "rows_after_weighting": 0}
+    assert sum(split["rows"] for split in s["splits"].values()) == s["rows_read"] == 35
+    held = "".join((data.path / f"{name}.jsonl").read_text() for name in ("validation", "test"))
+    assert not any(f'"q_{n}_1"' in held for n in range(200, 240))
+    assert "q_99" not in held
+    said = tokenised.describe(s)
+    assert f"{off}: 40 rows, weight 0: left out" in said
+    assert "15 rows of 1 sources" in said
+    assert "too_large" in s and "HELD_OUT" not in tokenised.describe({**s, "too_large": None})
 
 
 def test_equal_rows_of_a_weighted_file_are_equal_in_the_cache(tmp_path, prepare):

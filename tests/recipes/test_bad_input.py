@@ -151,7 +151,9 @@ def test_a_checkpoint_that_is_none(main, here, kind):
 def test_an_initial_model_that_is_none(main, here):
     assert f"{here}/final_model" in main(initial_model=f"{here}/final_model")
     (here / "final_model").mkdir()
-    assert "neither config.json nor adapter_config.json" in main(initial_model=f"{here}/final_model")
+    sentence = main(initial_model=f"{here}/final_model")
+    assert sentence.startswith("INITIAL_MODEL is ")
+    assert "neither config.json nor adapter_config.json" in sentence
 
 
 def test_a_model_that_is_none(main, here):
