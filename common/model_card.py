@@ -6,15 +6,17 @@ import re
 from pathlib import Path
 
 from common import run_facts
+from common.chat_text import DATE
 from common.run_facts import METRICS, as_dict, as_list, interval, is_number, with_interval
 from common.safe_text import setting, shorten, visible, without_machine_paths, without_secrets
 
 # The constants somebody needs to judge or repeat a run, those of every recipe; what a run has not is left out.
 CONSTANTS = (
     *("MAX_SEQ_LENGTH", "LOAD_IN_4BIT", "LORA_R", "LORA_ALPHA", "LORA_DROPOUT", "TARGET_MODULES", "LEARNING_RATE", "LR_SCHEDULER_TYPE"),
-    *("WARMUP_RATIO", "WARMUP_STEPS", "NUM_TRAIN_EPOCHS", "MAX_STEPS", "PER_DEVICE_TRAIN_BATCH_SIZE", "GRADIENT_ACCUMULATION_STEPS"),
+    *("WARMUP_RATIO", "NUM_TRAIN_EPOCHS", "MAX_STEPS", "PER_DEVICE_TRAIN_BATCH_SIZE", "GRADIENT_ACCUMULATION_STEPS"),
     *("OPTIM", "WEIGHT_DECAY", "MAX_GRAD_NORM", "SEED"),
 )
+ADAPTER_OF = {"merged_model": "final_model"}
 
 
 def write(directory, run):
@@ -42,7 +44,7 @@ def card(facts, directory):
         f"## Training\n\n{training(facts)}",
         f"## Figures\n\n{figures(facts, directory.resolve().name)}",
         f"## Loading it\n\n{loading(facts, base, adapter, four_bit)}",
-        f"## Limits\n\n{limits(facts)}",
+        f"## Limits\n\n{limits(facts, directory.resolve().name)}",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -106,8 +108,8 @@ def data(facts):
     splits = [(inline(k, 40), as_dict(v).get("rows")) for k, v in as_dict(facts.data.get("splits")).items()]
     parts = [f"{rows:,} for {name}" for name, rows in splits if is_number(rows)]
     sentences = [f"Rows after splitting: {', '.join(parts)}."] if parts else []
-    if isinstance(facts.data.get("split_by"), str):
-        sentences.append(f"Rows that share a {inline(facts.data['split_by'], 40)} are on one side of the split.")
+    split = run_facts.split_sentence(facts.data)
+    sentences += [inline(split)] if split else []
     sentences.append("Only the assistant's turns and their end-of-turn tokens are labels.")
     lines.append("\n" * bool(lines) + " ".join(sentences))
     return "\n".join(lines)
@@ -132,28 +134,45 @@ def training(facts):
 
 
 def figures(facts, name):
-    """The figures of this model; those of another model of the run are not passed off as its own."""
-    judged = facts.judged.get(name)
-    if not judged:
-        return "Not evaluated yet."
-    base = facts.base if facts.base and not run_facts.differing_settings(facts.base, judged) else None
-    rows = [f"On {inline(run_facts.held_out(facts, judged))}, with 95 % intervals from a bootstrap over groups:", ""]
-    rows += ["| | base | this model |", "|---|---|---|"]
-    for metric, (title, _, _) in METRICS.items():
-        cells = [with_interval(interval(model, metric), percent=metric == "numbers") for model in (base, judged)]
-        if interval(judged, metric):
-            rows.append(f"| {title.removesuffix(', %')} | {' | '.join(cells)} |")
-    clause = run_facts.compared(base, judged, "rougeL")
-    return "\n".join(rows) + (f"\n\nROUGE-L {clause}." if clause else "")
+    """The figures of this model. A merged model stands beside the adapter in it; no other model's figures are shown."""
+    own, adapter = facts.judged.get(name), facts.judged.get(ADAPTER_OF.get(name))
+    reason = as_dict(facts.summary.get("failed")).get(name)
+    sentences = [f"It could not be judged: {inline(reason, 600)}"] if reason and not own else []
+    main = adapter or own
+    if not main:
+        return " ".join(sentences) or "Not evaluated yet."
+    base = facts.base if facts.base and not run_facts.differing_settings(facts.base, main) else None
+    if adapter:
+        sentences.append(merged_sentence(facts, own, adapter))
+    columns = {"base": base, adapter["name"] if adapter else "this model": main} | ({"this model": own} if adapter and own else {})
+    rows = [f"On {inline(run_facts.held_out(facts, main))}, with 95 % intervals from a bootstrap over groups:", ""]
+    rows += [f"| | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for key, metric in METRICS.items():
+        cells = [with_interval(interval(model, key), percent=key == "numbers") for model in columns.values()]
+        other_rows = " (on validation.jsonl)" * (key == "validation_loss")
+        if interval(main, key):
+            rows.append(f"| {metric.name}{other_rows} | {' | '.join(cells)} |")
+    clause = run_facts.compared(base, main, "rougeL")
+    parts = [" ".join(sentences)] * bool(sentences) + ["\n".join(rows)] + [f"ROUGE-L {clause}."] * bool(clause)
+    return "\n\n".join(parts)
+
+
+def merged_sentence(facts, own, adapter):
+    """Whose figures a merged model's card shows, and how near the two are."""
+    sentence = f"This is {adapter['name']} merged into its base, and the figures are those of {adapter['name']}"
+    if own:
+        differ = run_facts.differing_settings(own, adapter)
+        sentence += " beside what was measured of this model itself" + (f" (other settings: {differ})" if differ else "")
+    distance = as_dict(facts.run.get("merge")).get("relative_rms")
+    near = f" When it was merged, its logits were within {100 * distance:.1f} % of the adapter's." if is_number(distance) else ""
+    return inline(f"{sentence}.{near}", 600)
 
 
 def loading(facts, base, adapter, four_bit):
-    """Code that loads the model with transformers and peft and asks it something, as it was asked in training."""
+    """Code that loads the model with transformers and peft and asks it something, with the date that training wrote into prompts."""
     hub, revision = is_hub_name(base), facts.run.get("model_revision") or facts.constants.get("MODEL_REVISION")
     pinned = f", revision={_yaml(inline_revision(revision))}" if hub and revision else ""
     quantised = adapter and four_bit
-    system = facts.constants.get("SYSTEM_PROMPT")
-    system = without_secrets(system) if isinstance(system, str) and system.strip() else ""
     lines = ["import torch"] + ["from peft import PeftModel"] * adapter
     lines += [f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if quantised else ''}", ""]
     lines += ['MODEL = "."  # this directory']
@@ -167,14 +186,11 @@ def loading(facts, base, adapter, four_bit):
     lines += ["model = AutoModelForCausalLM.from_pretrained(", f'    {source}{options}, dtype=torch.bfloat16, device_map="auto",', ")"]
     lines += ["model = PeftModel.from_pretrained(model, MODEL)"] * adapter
     lines += ["tokenizer = AutoTokenizer.from_pretrained(MODEL)", "", 'messages = [{"role": "user", "content": "What is a p-value?"}]']
-    if system:
-        lines += [f'messages.insert(0, {{"role": "system", "content": {json.dumps(system)}}})']
-    lines += ['inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")']
+    lines += ["inputs = tokenizer.apply_chat_template(", f'    messages, date_string="{DATE}",  # of every prompt in training']
+    lines += ['    add_generation_prompt=True, return_dict=True, return_tensors="pt",', ")"]
     lines += ["output = model.generate(**inputs.to(model.device), max_new_tokens=256, do_sample=False)"]
     lines += ['print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))']
-    code = "\n".join(lines)
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
-    return f"{fence}python\n{code}\n{fence}"
+    return "\n".join(["```python", *lines, "```"])
 
 
 def inline_revision(revision):
@@ -182,8 +198,10 @@ def inline_revision(revision):
     return re.sub(r"[^\w./-]", "", str(revision))[:100]
 
 
-def limits(facts):
-    lines = [f"- {sentence}" for sentence in run_facts.shortcomings(facts) if "shown" not in sentence]
+def limits(facts, name):
+    """What it gets wrong, where this model or the adapter in it was judged; what the run did not cover; what holds for every model."""
+    judged = facts.tuned and facts.tuned["name"] in (name, ADAPTER_OF.get(name))
+    lines = [f"- {sentence}" for sentence in run_facts.shortcomings(facts) if "shown" not in sentence] if judged else []
     lines += [f"- {inline(note, 600)}" for key in ("notes", "warnings") for note in as_list(facts.run.get(key))]
     length = facts.constants.get("MAX_SEQ_LENGTH")
     if is_number(length):

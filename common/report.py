@@ -58,7 +58,7 @@ def view(facts):
         "table": table(facts, best),
         "plots": plots(facts, best),
         "examples": side_by_side.examples(facts),
-        "data": data_view(facts.data),
+        "data": data_view(facts.data, run),
         "constants": [(k, shorten(setting(k, v), MOST_OF_A_NOTE)) for k, v in facts.constants.items()],
         "versions": [(k, v) for k, v in as_dict(run.get("versions")).items()],
         "notes": [without_secrets(shorten(note, MOST_OF_A_NOTE)) for note in as_list(run.get("notes"))],
@@ -174,8 +174,13 @@ def table(facts, best):
         rows.append({"name": name, "step": judged.get("step"), "best": name == best, "cells": cells, "differ": differ})
         rows[-1]["speed"] = [figure(speed.get("tokens_per_second"), 0), figure(speed.get("seconds_per_answer"))]
     failed = [(name, shorten(why, MOST_OF_A_NOTE)) for name, why in as_dict(facts.summary.get("failed")).items()]
-    names = [METRICS[m] for m in shown]
+    names = [(heading(m), METRICS[m].better) for m in shown]
     return {"metrics": names, "rows": rows, "failed": failed, "best": best, "best_by": facts.summary.get("best_by"), "n": facts.tuned}
+
+
+def heading(metric):
+    """A metric's name as the report shows it; numbers are shown in percent."""
+    return METRICS[metric].name + (", %" if metric == "numbers" else "")
 
 
 def cell(judged, metric):
@@ -207,16 +212,15 @@ def plots(facts, best):
                 line.band.append((step, found[1], found[2]))
         base = interval(facts.base, metric)
         levels = [Level("base", *base)] if base else []
-        title, unit, better = METRICS[metric]
         if checkpoints.points or final.points:
-            percent = metric == "numbers"
-            picture = chart([checkpoints, final], y_label=unit, levels=levels, mark=mark, percent=percent, zero=metric not in ("loss",))
-            drawn.append((f"{title} ({better} is better)", [picture]))
+            options = {"percent": metric == "numbers", "zero": metric != "loss"}
+            picture = chart([checkpoints, final], y_label=METRICS[metric].unit, levels=levels, mark=mark, **options)
+            drawn.append((f"{heading(metric)} ({METRICS[metric].better} is better)", [picture]))
     return drawn
 
 
-def data_view(data):
-    """The statistics of the data and the masked example."""
+def data_view(data, run):
+    """The statistics of the data, how much of it was padding in training, and the masked example."""
     count = lambda value: f"{value:,}" if is_number(value) else "–"  # noqa: E731
     files = []
     for name, found in as_dict(data.get("files")).items():
@@ -240,8 +244,8 @@ def data_view(data):
         "rows_read": count(data.get("rows_read")) if "rows_read" in data else None,
         "bad_row_count": data.get("bad_row_count") if is_number(data.get("bad_row_count")) else len(bad),
         "bad_rows": [(row.get("file", ""), row.get("line", ""), shorten(row.get("reason", ""), 300)) for row in bad],
-        "padding": f"{100 * data['padding_share']:.1f} %" if is_number(data.get("padding_share")) else None,
-        "split_by": shorten(data["split_by"], 60) if isinstance(data.get("split_by"), str) else None,
+        "padding": f"{100 * run['padding_share']:.1f} %" if is_number(run.get("padding_share")) else None,
+        "split": run_facts.split_sentence(data),
         "example_id": shorten(example.get("id") or "", 120),
         "spans": [(label, shorten(text, MOST_OF_A_SPAN)) for label, text in spans[:MOST_SPANS]],
         "spans_left_out": max(0, len(spans) - MOST_SPANS),

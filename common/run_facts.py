@@ -3,23 +3,35 @@
 import json
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from common.refusal import Refusal
 from common.run_directory import read_json, step_of
 from common.safe_text import shorten
 
-# key: (name, unit, better). Loss is the mean over answer tokens of the negative natural logarithm of their probability.
+
+class Metric(NamedTuple):
+    name: str
+    unit: str
+    better: str  # "lower" or "higher"
+    digits: int  # behind the point in eval/'s table and curves
+
+
+# Every figure of a judged model, in the order in which it is shown. Loss is the mean over answer tokens of the negative natural
+# logarithm of their probability.
 METRICS = {
-    "loss": ("Loss", "nats per answer token", "lower"),
-    "perplexity": ("Perplexity", "", "lower"),
-    "rouge1": ("ROUGE-1", "mean F1, 0 to 1", "higher"),
-    "rouge2": ("ROUGE-2", "mean F1, 0 to 1", "higher"),
-    "rougeL": ("ROUGE-L", "mean F1, 0 to 1", "higher"),
-    "numbers": ("Numbers, %", "% of the reference's numbers", "higher"),
-    "validation_loss": ("Validation loss", "nats per answer token", "lower"),
+    "validation_loss": Metric("Validation loss", "nats per answer token", "lower", 3),
+    "loss": Metric("Loss", "nats per answer token", "lower", 3),
+    "perplexity": Metric("Perplexity", "", "lower", 2),
+    "rouge1": Metric("ROUGE-1", "mean F1, 0 to 1", "higher", 3),
+    "rouge2": Metric("ROUGE-2", "mean F1, 0 to 1", "higher", 3),
+    "rougeL": Metric("ROUGE-L", "mean F1, 0 to 1", "higher", 3),
+    "numbers": Metric("Numbers", "% of the reference's numbers", "higher", 2),
 }
 ROUGH_BELOW = 10  # groups; a bootstrap over fewer gives intervals that are too narrow
-PLURALS = {"family": "families", "source": "sources", "source_id": "sources", "topic": "topics", "group": "groups"}
+# What data.json's split_by names: the thing that rows share, and several of it. Any other word is a field of the rows.
+SHARED = {"id": ("source question", "source questions"), "family": ("family", "families"), "source": ("source", "sources"),
+          "source_id": ("source", "sources"), "topic": ("topic", "topics"), "group": ("group", "groups")}  # fmt: skip
 
 
 @dataclass
@@ -179,7 +191,7 @@ def comparison(base, tuned, metric):
         return None
     overlap = None if before[1] is None or after[1] is None else not (after[1] > before[2] or after[2] < before[1])
     direction = "rose" if after[0] > before[0] else "fell" if after[0] < before[0] else "stayed"
-    better = (direction == "rose") == (METRICS[metric][2] == "higher") and direction != "stayed"
+    better = (direction == "rose") == (METRICS[metric].better == "higher") and direction != "stayed"
     digits = 2
     while digits < 6 and _rounds_to_another_story(before, after, overlap, direction, digits):
         digits += 1
@@ -218,7 +230,15 @@ def held_out(facts, judged):
     split_by = facts.data.get("split_by")
     if not isinstance(split_by, str) or not split_by:
         return f"{words} in {groups:,} groups"
-    return f"{words} in {groups:,} {PLURALS.get(split_by, 'groups')} never seen in training"
+    return f"{words} in {groups:,} {SHARED.get(split_by, ('', 'groups'))[1]} never seen in training"
+
+
+def split_sentence(data):
+    """What the sides of the split do not share; "" where data.json does not say."""
+    split_by = data.get("split_by")
+    if not isinstance(split_by, str) or not split_by:
+        return ""
+    return f"Rows of one {SHARED[split_by][0] if split_by in SHARED else shorten(split_by, 60)} are on one side of the split."
 
 
 def verdict(facts):
@@ -230,7 +250,7 @@ def verdict(facts):
     differ = differing_settings(base, tuned) if base else ""
     if not base or differ:
         why = f"the base model was judged with other settings ({differ})" if differ else "the base model was not judged"
-        reached = [f"{METRICS[m][0]} {with_interval(interval(tuned, m))}" for m in ("rougeL", "loss") if interval(tuned, m)]
+        reached = [f"{METRICS[m].name} {with_interval(interval(tuned, m))}" for m in ("rougeL", "loss") if interval(tuned, m)]
         return [f"On {where}, {tuned['name']} reaches {' and '.join(reached) or 'no figures'}; {why}, so nothing is compared."]
     sentences = []
     for metric, subject in (("rougeL", "ROUGE-L"), ("loss", "the loss on the answers")):

@@ -1,8 +1,9 @@
 """curves.png: every metric over the steps of a run, with its intervals, beside the base model."""
 
-from table import METRICS, best
+from table import best
 
 from common.run_directory import step_of
+from common.run_facts import METRICS
 
 TUNED, BASE, BEST = "#1f5f8b", "#8a8a8a", "#c8553d"
 
@@ -26,10 +27,10 @@ def draw(results, name, path, last_step=None):
     style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6"}
     with pyplot.rc_context(style):
         figure, axes = pyplot.subplots(2, 4, figsize=(15, 7), layout="constrained")
-        for panel, (key, (heading, digits)) in zip(axes.flat, METRICS.items(), strict=False):
-            _panel(panel, key, points, base, chosen, digits)
-            better = ", lower is better" if "loss" in key or key == "perplexity" else ""
-            panel.set_title(heading[0].upper() + heading[1:] + better, loc="left", fontsize=11)
+        for panel, (key, metric) in zip(axes.flat, METRICS.items(), strict=False):
+            _panel(panel, key, points, base, chosen, metric.digits)
+            better = ", lower is better" if metric.better == "lower" else ""
+            panel.set_title(metric.name + better, loc="left", fontsize=11)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             panel.set_xlabel("step")
         _legend(axes.flat[-1], results, chosen)

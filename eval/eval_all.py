@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Judge the base, every checkpoint, the final and the merged model of a run; table, curves, the best one's name, the report.
+"""Judge the base, every checkpoint, the final and the merged model of a run; table, curves, the best one's name, report and cards.
 
     bash eval/eval_all_checkpoints.sh [RUN_DIR]      the same, with the repository's own Python
 
@@ -8,11 +8,15 @@ the adapters swapped on them. What is judged already with the same settings and 
 is named at the end and the exit code is 1; the others are judged all the same. With several GPUs each takes its share.
 """
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import flags
 
-from common import hardware, report
+from common import hardware, model_card, report
 from common.refusal import Refusal, guard
 from common.run_directory import RunDirectory, newest, read_json, step_of, write_json
 
@@ -35,14 +39,21 @@ def parse(arguments=None):
     return flags.check(parser, parser.parse_args(arguments))
 
 
-def judge_models(run, names, options):
-    """{name: sentence} of those that failed; every other name's JSON lies in the run's eval/ afterwards."""
-    import time
+def judge_models(run, names, options, failures=None):
+    """{name: sentence} of those that failed; every other name's JSON lies in the run's eval/ afterwards.
 
+    failures: a file of {name: sentence} that says of each name why it is not judged; true after every model, should this process die.
+    """
     import judging
 
-
     judge, failed = judging.Judge(run, options), {}
+    waiting = read_json(failures, {}) if failures else {}
+
+    def note(name):
+        waiting.pop(name, None)
+        if failures:
+            write_json(failures, waiting | failed)
+
     for name, path in judging.saved_models(run):
         if name not in names:
             continue
@@ -52,8 +63,10 @@ def judge_models(run, names, options):
         except Refusal as reason:
             failed[name] = str(reason)
             (run.eval / f"{name}.json").unlink(missing_ok=True)  # figures of what lay there before it broke
+            note(name)
             print(f"{name}: not judged: {reason}", flush=True)
             continue
+        note(name)
         found = result["metrics"]
         how = f"in {time.perf_counter() - start:.1f} s" if fresh else "judged before"
         how = f"same weights as {result['same_weights_as']}" if fresh and "same_weights_as" in result else how
@@ -66,11 +79,6 @@ def judge_models(run, names, options):
 
 def judge_in_workers(run, names, count, arguments):
     """The same in `count` processes, each with a GPU of its own where there are GPUs; {name: sentence} of what failed."""
-    import os
-    import subprocess
-    import sys
-
-
     devices = gpus()
     workers = []
     cores = {} if devices else {"OMP_NUM_THREADS": str(max(1, hardware.cpu_cores() // count))}
@@ -90,7 +98,6 @@ def judge_in_workers(run, names, count, arguments):
 
 def shares(run, names, count):
     """`names` for each of `count` workers; the final model beside the checkpoint whose weights it probably has, to take its figures."""
-
     jobs = [[name] for name in names if name != "final_model"]
     if "final_model" in names:
         twins = [read_json(run.run, {}).get("best_checkpoint"), *reversed([name for name in names if step_of(name) is not None])]
@@ -104,11 +111,9 @@ def shares(run, names, count):
 
 def default_workers(run, names):
     """One per GPU; on a CPU, where a small model cannot use many cores, two or more that share them; else one."""
-
     if gpus():
         return len(gpus())
     import saved_model
-
 
     try:
         source = Path(saved_model.base_of(run).source)
@@ -120,21 +125,14 @@ def default_workers(run, names):
 
 def gpus():
     """What CUDA_VISIBLE_DEVICES would be for each GPU that this process may use; found without importing torch."""
-    import os
-
-
     count = len(hardware.gpus())
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return (named or [str(number) for number in range(count)])[:count]
 
 
 def main():
-    import os
-    import sys
-
     options = parse()
     hardware.share_cores()
-
     run = RunDirectory(Path(options.run_dir)) if options.run_dir else newest()
     if not run.path.is_dir():
         raise Refusal(f"{run.path} is not a directory; name a run directory such as outputs/llama32_qlora")
@@ -152,10 +150,8 @@ def main():
         arguments = [a for a in sys.argv[1:] if a != options.run_dir]
         failed = judge_in_workers(run, names, count, arguments)
     else:
-        failed = judge_models(run, names, options)
+        failed = judge_models(run, names, options, os.environ.get("EVAL_FAILURES"))
     if options.no_summary:
-        if os.environ.get("EVAL_FAILURES"):
-            write_json(os.environ["EVAL_FAILURES"], failed)
         sys.exit(1 if failed else 0)
     results = [r for name in known if name not in failed and (r := read_json(run.eval / f"{name}.json"))]
     summarise(run, results, failed, options, fresh=written(run, names) != before)
@@ -169,11 +165,10 @@ def written(run, names):
 
 
 def summarise(run, results, failed, options, fresh):
-    """summary.json, table.md, curves.png, W&B, the report, and the last words on the terminal."""
+    """summary.json, table.md, curves.png, W&B, the model cards, the report, and the last words on the terminal."""
     import curves
     import table
     import tracker
-
 
     run.eval.mkdir(parents=True, exist_ok=True)
     name, best = run.path.resolve().name, table.best(results)
@@ -188,10 +183,12 @@ def summarise(run, results, failed, options, fresh):
             tracker.log(run, results, next((r for r in results if r["name"] == "base"), None), options.report_to)
     for failure, reason in failed.items():
         print(f"{failure} was not judged: {reason}")
+    for saved in (run.final_model, run.merged_model):
+        if saved.is_dir():
+            model_card.write(saved, run)
     report.write(run)
     print(f"figures in {run.eval}, report in {run.report}")
 
 
 if __name__ == "__main__":
-
     guard(main)

@@ -9,6 +9,8 @@ An adapter, a merged or a full model, loaded with plain transformers and PEFT: s
 The figures go to eval/<name>.json in the run directory; what is there with the same settings is not judged twice.
 """
 
+from pathlib import Path
+
 import flags
 
 from common import hardware
@@ -29,13 +31,10 @@ def parse(arguments=None):
 def main():
     options = parse()
     hardware.share_cores()
-    from pathlib import Path
-
     import judging
     import saved_model
     import table
     import tracker
-
 
     if options.checkpoint == "base":
         run = RunDirectory(Path(options.run_dir)) if options.run_dir else newest()
@@ -66,5 +65,4 @@ def main():
 
 
 if __name__ == "__main__":
-
     guard(main)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +58,6 @@ def device_and_dtype():
 
 def quiet():
     """No progress bars over files of kilobytes, and no advice on kernels that the figures do not depend on."""
-    import logging
-
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -142,8 +142,6 @@ class Judge:
         return found.get((key, weights))
 
     def _figures(self, model, tokenizer, answering):
-        import time
-
         test, validation, options = self.rows.test, self.rows.validation or [], self.options
         encoded, note = answers.encode(tokenizer, [*test, *validation], self._max_length())
         if note and note not in self.notes:

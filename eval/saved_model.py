@@ -4,11 +4,11 @@ Plain transformers and PEFT, never Unsloth: that a checkpoint gives good answers
 """
 
 import hashlib
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import models
 from common.refusal import Refusal
 from common.run_directory import read_json
 
@@ -63,7 +63,7 @@ def describe(path, name):
         raise Refusal(f"{path} does not exist; name a directory such as outputs/<run>/checkpoint-N or outputs/<run>/final_model")
     if not path.is_dir():
         raise Refusal(f"{path} is a file; a checkpoint is a directory with adapter_config.json or config.json in it")
-    kinds = {"adapter": ("adapter_config.json", "adapter_model*.safetensors"), "full": ("config.json", "model*.safetensors")}
+    kinds = {"adapter": ("adapter_config.json", "adapter_model.safetensors"), "full": ("config.json", "model*.safetensors")}
     for kind, (config, weights) in kinds.items():
         if (path / config).is_file():
             if not list(path.glob(weights)):
@@ -73,7 +73,10 @@ def describe(path, name):
 
 
 def base_of(run, adapter=None):
-    """The model that `adapter`, or else the run's first adapter, stands on: its own config names it, else run.json, else the constants."""
+    """The model that `adapter`, or else the run's first adapter, stands on: its own config names it, else run.json, else the constants.
+
+    Where its config names no revision, that of whoever names the same model counts: training may have left it out there.
+    """
     facts, constants = read_json(run.run, {}), read_json(run.constants, {})
     config = _mapping(Path(adapter) / "adapter_config.json") if adapter else _first_adapter_config(run)
     named = {
@@ -87,7 +90,7 @@ def base_of(run, adapter=None):
             if (place / "config.json").is_file():
                 return Saved("base", "base", str(place))
         if name.count("/") == 1 and not name.startswith(("/", ".")) and not Path(name).exists():
-            return Saved("base", "base", name, revision)
+            return Saved("base", "base", name, revision or next((r for other, r in named.values() if other == name and r), None))
     tried = " and ".join(f"{name} ({origin})" for origin, (name, _) in named.items())
     if not tried:
         raise Refusal(f"the base model cannot be found: {run.path} names none in adapter_config.json, run.json or constants.json")
@@ -124,27 +127,11 @@ def four_bit(run, choice, saved):
     return bool((constants or read_json(run.constants, {})).get("LOAD_IN_4BIT", False))
 
 
-def check_adapter(saved):
-    """Refuse an adapter that is cut short, empty, not finite, or was never trained."""
-    import torch
-
-    try:
-        json.loads((Path(saved.source) / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Refusal(f"{saved.source}/adapter_config.json is not JSON ({error})") from None
-    files = sorted(Path(saved.source).glob("adapter_model*.safetensors"))
-    tensors = {name: tensor for path in files for name, tensor in read_tensors(path)}
-    empty = sorted(name for name, tensor in tensors.items() if tensor.numel() == 0)
-    if not tensors or empty:
-        found = f"{empty[0]} has no numbers" if empty else "it has no tensors"
-        raise Refusal(f"the adapter in {saved.source} is empty: {found}; it was saved while the weights lay elsewhere")
-    broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
-    if broken:
-        raise Refusal(not_finite(saved.source, broken))
-    seconds = [tensor for name, tensor in tensors.items() if "lora_B" in name]
-    if seconds and not any(tensor.any() for tensor in seconds):
-        raise Refusal(f"every lora_B in {saved.source} is zero, so the adapter changes nothing; it was not saved from a trained model")
-    return tensors
+def adapter_tensors(saved):
+    """The names of an adapter's tensors; `Refusal` where it is cut short, empty, not finite, or was never trained."""
+    _mapping(Path(saved.source) / "adapter_config.json")
+    models.check_adapter(saved.source)
+    return {name for name, _ in read_tensors(Path(saved.source) / "adapter_model.safetensors")}
 
 
 def not_finite(source, names):
@@ -197,7 +184,7 @@ class Models:
     def _with_adapter(self, saved):
         from peft import PeftModel, get_peft_model_state_dict
 
-        tensors = check_adapter(saved)
+        tensors = adapter_tensors(saved)
         self._loaded += 1
         name, previous = f"judged{self._loaded}", f"judged{self._loaded - 1}"
         try:
@@ -208,7 +195,7 @@ class Models:
                     self._peft.load_adapter(saved.source, adapter_name=name)
                     self._peft.set_adapter(name)
                     self._peft.delete_adapter(previous)
-            strangers = set(tensors) ^ set(get_peft_model_state_dict(self._peft, adapter_name=name))
+            strangers = tensors ^ set(get_peft_model_state_dict(self._peft, adapter_name=name))
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             self.drop()  # half an adapter may hang in the base
             raise Refusal(f"the adapter in {saved.source} does not fit its base: {str(error).splitlines()[0]}") from None

@@ -1,17 +1,8 @@
 """The judged models as a table, for the terminal and as Markdown, and which of them is best."""
 
 from common.run_directory import step_of
-from common.run_facts import ROUGH_BELOW
+from common.run_facts import METRICS, ROUGH_BELOW
 
-METRICS = {  # key: heading, digits
-    "validation_loss": ("validation loss", 3),
-    "loss": ("loss", 3),
-    "perplexity": ("perplexity", 2),
-    "rouge1": ("ROUGE-1", 3),
-    "rouge2": ("ROUGE-2", 3),
-    "rougeL": ("ROUGE-L", 3),
-    "numbers": ("numbers", 2),
-}
 LEGEND = (
     "mean [95 % bootstrap interval, resampling groups of rows that share their source]. Validation loss is on validation.jsonl,\n"
     "the rest on test.jsonl. Losses are nats per answer token; numbers is the share of the reference's numbers that the answer has;\n"
@@ -46,9 +37,9 @@ def verdict(results):
 
 
 def _cells(results):
-    yield ["model", *(heading for heading, _ in METRICS.values()), "tok/s", "s/answer"]
+    yield ["model", *(metric.name for metric in METRICS.values()), "tok/s", "s/answer"]
     for r in results:
-        figures = (_figure(r["metrics"].get(key), digits) for key, (_, digits) in METRICS.items())
+        figures = (_figure(r["metrics"].get(key), metric.digits) for key, metric in METRICS.items())
         yield [r["name"], *figures, *_speed(r["speed"])]
 
 

@@ -1,38 +1,38 @@
 """A run directory as a finished `--tiny` run with evaluation leaves it, written file by file; for the tests of what reads one."""
 
+import importlib.util
+import inspect
 import json
 import math
 import random
+from pathlib import Path
 
 from common.run_directory import RunDirectory, write_json
 
-CONSTANTS = {
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "llama32_qlora.py"
+FLAGS = {
     "MODEL_NAME": "meta-llama/Llama-3.2-3B-Instruct",
     "MODEL_REVISION": "0cb88a4f764b7a12671c53f0838cd831a0843b95",
-    "LOAD_IN_4BIT": True,
-    "MAX_SEQ_LENGTH": 256,
     "TRAIN_FILES": {"samples/cross_validated.jsonl": 1.0, "samples/arxiv.jsonl": 0.5},
-    "HELD_OUT": 0.2,
-    "BAD_ROWS": "stop",
-    "LORA_R": 16,
-    "LORA_ALPHA": 32,
-    "LORA_DROPOUT": 0.0,
-    "TARGET_MODULES": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    "PER_DEVICE_TRAIN_BATCH_SIZE": 8,
-    "GRADIENT_ACCUMULATION_STEPS": 1,
-    "LEARNING_RATE": 5e-3,
-    "LR_SCHEDULER_TYPE": "cosine",
-    "WARMUP_RATIO": 0.03,
-    "NUM_TRAIN_EPOCHS": 3,
-    "MAX_GRAD_NORM": 1.0,
-    "OPTIM": "adamw_torch",
+    "BAD_ROWS": "skip",
+    "MAX_SEQ_LENGTH": 256,
+    "NUM_TRAIN_EPOCHS": 3.0,
     "SAVE_STEPS": 50,
-    "SAVE_TOTAL_LIMIT": 3,
-    "SEED": 42,
-    "REPORT_TO": "wandb",
-    "RESUME_FROM_CHECKPOINT": None,
-    "HF_TOKEN": "hf_QwErTyUiOpAsDfGhJkLzXcVbNm0123456789",
+    "EVAL_STEPS": 10,
+    "LOGGING_STEPS": 2,
 }
+
+
+def constants():
+    """The recipe's own constants as `--tiny` and `FLAGS` resolve them."""
+    spec = importlib.util.spec_from_file_location("recipe_of_the_example", RECIPE)
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    names = [name for name in inspect.get_annotations(recipe) if name.isupper()]
+    return {name: getattr(recipe, name) for name in names} | recipe.TINY | FLAGS
+
+
+CONSTANTS = constants()
 
 QUESTIONS = [
     (
@@ -85,8 +85,22 @@ def judged(name, step, loss, rouge, numbers, half=0.05):
         "name": name,
         "step": step,
         "path": name,
-        "settings": {"split": "sha256:1f", "rows": 60, "max_new_tokens": 96, "dtype": "bfloat16", "load_in_4bit": True, "greedy": True},
+        "settings": {
+            "judge": 1,
+            "test": "0aca7a9475b41716",
+            "validation": "c7742b58ade6530a",
+            "rows": 60,
+            "max_new_tokens": 96,
+            "max_length": 256,
+            "sampling": "greedy",
+            "dtype": "float32",
+            "4bit": True,
+            "base_weights": "NF4, written out as float32 once",
+            "tokenizer": "6efb0bd69ce7be50",
+            "loaded_with": "transformers and PEFT, without Unsloth",
+        },
         "settings_key": "5d41402abc4b2a76b9719d911017c592",
+        "weights": f"{name} on 587e50f581088ea4",
         "rows": 60,
         "groups": 12,
         "metrics": {
@@ -98,7 +112,15 @@ def judged(name, step, loss, rouge, numbers, half=0.05):
             "numbers": interval(numbers, half),
             "validation_loss": interval(loss + 0.04, 2 * half),
         },
-        "speed": {"tokens_per_second": 812.4 + len(name), "seconds_per_answer": 0.052, "prompt_and_answer_tokens": 9120},
+        "speed": {
+            "tokens_per_second": 812.4 + len(name),
+            "seconds_per_answer": 0.052,
+            "generated_tokens": 2534,
+            "prompt_and_answer_tokens": 9120,
+            "seconds_of_generation": 3.12,
+            "seconds_of_loss": 1.24,
+            "batch_size": 64,
+        },
         "examples": examples,
     }
 
@@ -113,35 +135,41 @@ def metrics_lines(steps=150, every=2, seed=7):
         lines.append(entry | {"tokens_per_second": 5200 + chance.gauss(0, 260), "memory_gb": 1.31 + 0.0004 * step})
         if step % 10 == 0:
             held_out = 0.36 + 4.5 * math.exp(-step / 21) + 0.0006 * max(0, step - 100)
-            lines.append({"step": step, "eval_loss": held_out, "seconds": step * 0.2})
+            lines.append({"step": step, "epoch": step / 50, "seconds": step * 0.2, "eval_loss": held_out})
     return lines
+
+
+RUN = {
+    "started": "2026-11-20T11:30:00+00:00",
+    "recipe": "llama32_qlora",
+    "model_name": CONSTANTS["MODEL_NAME"],
+    "model_revision": CONSTANTS["MODEL_REVISION"],
+    "tiny": True,
+    "command": "python recipes/llama32_qlora.py --tiny --config example.yaml",
+    "hardware": "CPU, 2 cores, 24 GiB",
+    "versions": {"torch": "2.13.0", "transformers": "5.17.0", "trl": "1.14.2", "peft": "0.21.2", "unsloth": "2026.10.9"},
+    "wandb_run_id": "251adeda",
+    "notes": ["no GPU: rows are grouped by length in place of packing and the 8-bit optimisers are not covered"],
+    "data_key": "5f2d8c1e9a7b4630",
+    "status": "finished",
+    "padding_share": 0.0314,
+    "steps": 150,
+    "train_loss": 0.29,
+    "eval_loss": 0.39,
+    "best_checkpoint": "checkpoint-100",
+    "merge": {"relative_rms": 0.0092, "top1_agreement": 0.9937, "tolerance": 0.05},
+    "finished": "2026-11-20T11:30:31+00:00",
+    "seconds": 31.2,
+    "warnings": ["The held-out loss has risen since step 100."],
+}
+AT_THE_END = ("train_loss", "eval_loss", "best_checkpoint", "steps", "merge")  # not there yet when training breaks off
 
 
 def write_example_run(path, evaluated=True):
     """The whole directory; returns its RunDirectory."""
     run = RunDirectory(path)
     write_json(run.constants, CONSTANTS)
-    write_json(
-        run.run,
-        {
-            "recipe": "llama32_qlora",
-            "model_name": "meta-llama/Llama-3.2-3B-Instruct",
-            "model_revision": None,
-            "tiny": True,
-            "status": "finished",
-            "command": "python recipes/llama32_qlora.py --tiny",
-            "started": "2026-11-20T11:30:00+00:00",
-            "finished": "2026-11-20T11:30:31+00:00",
-            "seconds": 31.2,
-            "hardware": "CPU, 2 cores",
-            "versions": {"torch": "2.13.0", "transformers": "5.17.0", "trl": "1.14.2", "peft": "0.21.2", "unsloth": "2026.10.9"},
-            "steps": 150,
-            "tokens_per_step": 900,
-            "notes": ["On this CPU packing and the 8-bit optimisers are not covered."],
-            "warnings": ["The held-out loss has risen since step 100."],
-            "best_checkpoint": "checkpoint-100",
-        },
-    )
+    write_json(run.run, RUN)
     lengths = {"50": 61, "90": 112, "99": 170, "100": 203}
     split = {"rows": 480, "groups": 96, "tokens": 33120, "label_tokens": 14022, "length_percentiles": lengths}
     split |= {"duplicates": 3, "shortened": 2, "dropped": 0}
@@ -161,8 +189,10 @@ def write_example_run(path, evaluated=True):
             "bad_row_count": 2,
             "files": files,
             "splits": {"train": split, "validation": split | {"rows": 60, "groups": 12}, "test": split | {"rows": 60, "groups": 12}},
-            "split_by": "family",
-            "padding_share": 0.031,
+            "max_length": CONSTANTS["MAX_SEQ_LENGTH"],
+            "end_of_turn": "<|eot_id|>",
+            "split_by": CONSTANTS["SPLIT_BY"],
+            "too_large": None,
             "example": {"id": "cv_1000", "spans": [{"text": text, "label": label} for text, label in spans]},
         },
     )
@@ -170,7 +200,7 @@ def write_example_run(path, evaluated=True):
     if evaluated:
         models = [judged("base", 0, 4.9, 0.21, 0.06, half=0.03), judged("checkpoint-50", 50, 0.81, 0.44, 0.22)]
         models += [judged("checkpoint-100", 100, 0.44, 0.64, 0.42), judged("checkpoint-150", 150, 0.46, 0.63, 0.41)]
-        models += [judged("final_model", 150, 0.46, 0.63, 0.41)]
+        models += [judged("final_model", None, 0.46, 0.63, 0.41) | {"same_weights_as": "checkpoint-150"}]
         for model in models:
             write_json(run.eval / f"{model['name']}.json", model)
         summary = {"run": run.path.name, "best": "checkpoint-100", "best_by": "lowest loss on validation.jsonl"}

@@ -5,9 +5,9 @@ import re
 
 import pytest
 import yaml
-from example_run import CONSTANTS, write_example_run
+from example_run import CONSTANTS, judged, write_example_run
 
-from common import model_card
+from common import chat_text, model_card
 from common.run_directory import read_json, write_json
 
 
@@ -47,22 +47,45 @@ def test_figures_are_those_of_this_model(run):
     _, body = card(run)
     assert "| ROUGE-L | 0.21 [0.18, 0.24] | 0.63 [0.58, 0.68] |" in body and "the intervals do not overlap" in body
     assert "| Numbers | 6 % [3, 9] | 41 % [36, 46] |" in body
+    assert "| Validation loss (on validation.jsonl) |" in body and "reproduces 41 %" in body.partition("## Limits")[2]
+    (run.eval / "final_model.json").unlink()  # the best checkpoint's figures are not the final model's
+    _, body = card(run)
+    assert "Not evaluated yet." in body and "reproduces" not in body.partition("## Limits")[2] and "0.64" not in body
+    change(run.eval / "summary.json", failed={"final_model": "its file is cut short"})
+    assert "It could not be judged: its file is cut short" in card(run)[1]
+
+
+def test_a_merged_models_card_has_the_adapters_figures_and_says_so(run):
     write_json(run.merged_model / "config.json", {})
-    _, body = card(run, run.merged_model)  # never judged, though final_model was
-    assert "Not evaluated yet." in body and "0.63" not in body.partition("## Figures")[2].partition("## Loading")[0]
+    _, body = card(run, run.merged_model)
+    assert "This is final_model merged into its base, and the figures are those of final_model. " in body
+    assert "its logits were within 0.9 % of the adapter's" in body
+    assert "| | base | final_model |\n" in body and "| ROUGE-L | 0.21 [0.18, 0.24] | 0.63 [0.58, 0.68] |" in body
+    own = judged("merged_model", None, 0.47, 0.63, 0.41)
+    own |= {"metrics": {k: v for k, v in own["metrics"].items() if k in ("loss", "perplexity", "validation_loss")}, "examples": []}
+    own |= {"settings": own["settings"] | {"4bit": False}, "settings_key": "other"}
+    write_json(run.eval / "merged_model.json", own)
+    _, body = card(run, run.merged_model)
+    assert "| | base | final_model | this model |\n" in body and "measured of this model itself (other settings: 4bit)" in body
+    assert "| Loss | 4.90 [4.84, 4.96] | 0.46 [0.36, 0.56] | 0.47 [0.37, 0.57] |" in body
+    assert "| ROUGE-L | 0.21 [0.18, 0.24] | 0.63 [0.58, 0.68] | – |" in body
     (run.eval / "final_model.json").unlink()
-    assert "Not evaluated yet." in card(run)[1]
+    _, body = card(run, run.merged_model)
+    assert "| | base | this model |\n|---|---|---|\n" in body and "final_model" not in body.partition("## Figures")[2]
+
+
+def test_the_constants_named_are_the_recipes(run):
+    assert set(model_card.CONSTANTS) <= set(CONSTANTS)
 
 
 def test_the_code_is_code_and_fits_the_model(run):
     adapter = code(card(run)[1])
     ast.parse(adapter)
     assert "PeftModel" in adapter and "load_in_4bit=True" in adapter and f'revision="{CONSTANTS["MODEL_REVISION"]}"' in adapter
-    change(run.constants, LOAD_IN_4BIT=False, SYSTEM_PROMPT='You are "kind".\n```\nAlways.')
-    plain = code(card(run)[1])
-    assert "BitsAndBytesConfig" not in plain
-    constants = [node.value for node in ast.walk(ast.parse(plain)) if isinstance(node, ast.Constant)]
-    assert 'You are "kind".\n```\nAlways.' in constants
+    asked = next(node for node in ast.walk(ast.parse(adapter)) if isinstance(node, ast.Call) and "apply_chat" in ast.unparse(node.func))
+    assert {word.arg: ast.literal_eval(word.value) for word in asked.keywords}["date_string"] == chat_text.DATE
+    change(run.constants, LOAD_IN_4BIT=False)
+    assert "BitsAndBytesConfig" not in code(card(run)[1])
     write_json(run.merged_model / "config.json", {})
     front, body = card(run, run.merged_model)
     ast.parse(code(body))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from example_run import CONSTANTS, judged, metrics_lines, write_example_run, write_metrics
+from example_run import AT_THE_END, CONSTANTS, judged, metrics_lines, write_example_run, write_metrics
 
 from common import charts, report, run_facts
 from common.refusal import Refusal
@@ -60,6 +60,18 @@ def page_of(run):
 
 def change(path, **values):
     write_json(path, read_json(path) | values)
+
+
+def test_the_example_is_what_the_recipe_and_the_evaluation_write(run, judged_run):
+    real = judged_run.run
+    for name in ("constants.json", "run.json", "data.json", "eval/final_model.json", "eval/summary.json"):
+        ours, theirs = (read_json(place / name) for place in (run.path, real.path))
+        assert set(ours) == set(theirs), name
+        for key, value in ours.items():
+            if isinstance(value, dict) and key not in ("versions", "files", "TRAIN_FILES"):
+                assert set(value) == set(theirs[key]), (name, key)
+    ours, theirs = ({key for line in place.metrics.read_text().splitlines() for key in json.loads(line)} for place in (run, real))
+    assert ours == theirs
 
 
 def test_a_whole_run_shows_every_part_in_order(run):
@@ -131,9 +143,44 @@ def test_a_run_without_evaluation(tmp_path):
 def test_a_run_that_failed_midway(tmp_path):
     run = write_example_run(tmp_path / "run", evaluated=False)
     write_metrics(run, metrics_lines(60))
-    change(run.run, status="failed", finished=None, seconds=None)
+    write_json(run.run, {k: v for k, v in read_json(run.run).items() if k not in AT_THE_END} | {"status": "failed"})
+    assert "This run failed; the last logged step is 60. This report" in page_of(run).text
+    change(run.run, status="running", steps=150, seconds=None)
     text = page_of(run).text
-    assert "This run failed; the last logged step is 60 of 150" in text and "Duration" not in text
+    assert "This run was still going; the last logged step is 60 of 150. " in text and "Duration" not in text
+
+
+def test_padding_is_run_jsons_and_left_out_where_unknown(run):
+    change(run.data, padding_share=0.5)  # where nothing is written
+    assert "Padding is 3.1 % of" in page_of(run).text
+    write_json(run.run, {k: v for k, v in read_json(run.run).items() if k != "padding_share"})
+    assert "Padding is" not in page_of(run).text
+
+
+@pytest.mark.parametrize(
+    ("split_by", "groups", "sentence"),
+    [
+        ("family", "12 families never seen in training", "Rows of one family are on one side of the split."),
+        ("id", "12 source questions never seen in training", "Rows of one source question are on one side of the split."),
+        ("course", "12 groups never seen in training", "Rows of one course are on one side of the split."),
+    ],
+)
+def test_what_was_never_seen_in_training_is_what_the_split_was_by(run, split_by, groups, sentence):
+    change(run.data, split_by=split_by)
+    text = page_of(run).text
+    assert f"On 60 held-out questions in {groups}, ROUGE-L" in text and sentence in text
+
+
+def test_without_a_split_by_nothing_is_said_to_be_unseen(run):
+    write_json(run.data, {k: v for k, v in read_json(run.data).items() if k != "split_by"})
+    text = page_of(run).text
+    assert "On 60 held-out questions in 12 groups, ROUGE-L" in text and "never seen" not in text and "side of the split" not in text
+
+
+def test_notes_are_shown_on_a_gpu_too(run):
+    change(run.run, hardware="1 x NVIDIA H200", tiny=False, notes=["That packed rows cannot see each other was not measured here.", "b"])
+    text = page_of(run).text
+    assert "1 x NVIDIA H200" in text and "cannot see each other was not measured here. b" in text
 
 
 def test_an_empty_directory_still_gives_a_page_and_no_directory_a_sentence(tmp_path):

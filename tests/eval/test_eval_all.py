@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -72,6 +73,57 @@ def test_curves_and_report_are_written(judged):
     assert "checkpoint-10" in run.report.read_text()
 
 
+def test_the_table_and_the_report_name_every_figure_alike(judged):
+    from common.run_facts import METRICS
+
+    run, said = judged
+    for metric in METRICS.values():
+        assert f" {metric.name} |" in (run.eval / "table.md").read_text() and f" {metric.name}" in said
+        assert metric.name.replace("-", "\u2011") in run.report.read_text()
+
+
+def test_the_model_cards_have_the_figures(judged, tmp_path, evaluate):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from common.run_directory import RunDirectory, read_json
+
+    def cell(result, metric):
+        return f"{result['metrics'][metric]['mean']:.2f} ["
+
+    run = RunDirectory(shutil.copytree(judged[0].path, tmp_path / "tiny"))
+    final = read_json(run.eval / "final_model.json")
+    rouge = next(line for line in (run.final_model / "README.md").read_text().splitlines() if line.startswith("| ROUGE-L |"))
+    assert cell(final, "rougeL") in rouge and cell(read_json(run.eval / "base.json"), "rougeL") in rouge
+    base = AutoModelForCausalLM.from_pretrained(read_json(run.run)["model_name"])
+    PeftModel.from_pretrained(base, run.final_model).merge_and_unload().save_pretrained(run.merged_model)
+    AutoTokenizer.from_pretrained(run.final_model).save_pretrained(run.merged_model)
+    (run.final_model / "README.md").unlink()
+    assert evaluate(run.path, "--max-new-tokens", 16, "--workers", 1)[0] == 0
+    body = (run.merged_model / "README.md").read_text()
+    assert "the figures are those of final_model" in body and "| | base | final_model | this model |" in body
+    loss = next(line for line in body.splitlines() if line.startswith("| Loss |"))
+    assert loss.split(" | ")[3].startswith(cell(read_json(run.eval / "merged_model.json"), "loss"))
+    assert rouge in (run.final_model / "README.md").read_text()
+
+
+def test_the_cards_code_runs_and_asks_with_trainings_date(judged, tmp_path, monkeypatch, capsys):
+    from common import chat_text
+    from common.run_directory import RunDirectory, read_json
+
+    run = RunDirectory(shutil.copytree(judged[0].path, tmp_path / "tiny"))
+    template = run.final_model / "chat_template.jinja"
+    template.write_text("{{ date_string }} " + template.read_text())
+    code = (run.final_model / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    code = code.replace('BASE = "base"', f"BASE = {read_json(run.run)['model_name']!r}")
+    monkeypatch.chdir(run.final_model)
+    found = {}
+    exec(compile(code, "README.md", "exec"), found)
+    asked = found["tokenizer"].decode(found["output"][0])
+    assert asked.startswith(chat_text.render(found["tokenizer"], found["messages"], add_generation_prompt=True))
+    assert asked.startswith(chat_text.DATE) and capsys.readouterr().out.strip()
+
+
 def test_a_second_call_judges_nothing_and_broken_checkpoints_do_not_stop_the_rest(judged, tmp_path, evaluate):
     import torch
     from safetensors.torch import load_file, save_file
@@ -105,7 +157,7 @@ def test_a_second_call_judges_nothing_and_broken_checkpoints_do_not_stop_the_res
     failed = summary(run)["failed"]
     assert set(failed) == {f"checkpoint-{number}" for number in range(20, 27)}
     for number, words in enumerate(
-        ["cut short", "neither adapter_config.json", "NaN", "is empty", "every lora_B", "disagree on", "not saved whole"], 20
+        ["cut short", "neither adapter_config.json", "NaN", "holds 0 tensors", "is all zero", "disagree on", "not saved whole"], 20
     ):
         assert words in failed[f"checkpoint-{number}"], failed
         assert f"checkpoint-{number} was not judged" in said
@@ -127,6 +179,36 @@ def test_two_workers_share_the_models_and_give_the_same(judged, tmp_path, evalua
         ours, theirs = (json.loads((place.eval / f"{name}.json").read_text()) for place in (run, judged[0]))
         assert ours["metrics"] == theirs["metrics"]
     assert summary(run)["best"] == "final_model" and not list(run.eval.glob(".*"))
+
+
+def test_of_a_worker_that_dies_midway_the_table_keeps_what_was_judged(judged, tmp_path, evaluate, monkeypatch):
+    import psutil
+
+    from common.run_directory import RunDirectory
+
+    run = RunDirectory(shutil.copytree(judged[0].path, tmp_path / "tiny"))
+    shutil.rmtree(run.eval)
+    weights = run.path / "checkpoint-10" / "adapter_model.safetensors"
+    weights.unlink()
+    os.mkfifo(weights)  # nobody writes to it: the worker stands still here until it is killed
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+    def kill():
+        deadline = time.monotonic() + 60
+        while not (run.eval / "base.json").is_file() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)  # on to checkpoint-10
+        for child in psutil.Process().children(recursive=True):
+            if "base,checkpoint-10,final_model" in child.cmdline():
+                child.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    code, said = evaluate(run.path, "--max-new-tokens", 16, "--workers", 2)
+    killer.join()
+    assert code == 1 and summary(run)["names"] == ["base", "checkpoint-5"]
+    assert set(summary(run)["failed"]) == {"checkpoint-10", "final_model"} and "its process died" in summary(run)["failed"]["checkpoint-10"]
+    assert "base was not judged" not in said and "| base |" in (run.eval / "table.md").read_text()
 
 
 @pytest.fixture

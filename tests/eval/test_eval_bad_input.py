@@ -65,11 +65,26 @@ def test_an_adapters_own_config_serves_when_run_json_is_silent(run, made):
     assert saved_model.base_of(run, run.final_model) == saved_model.Saved("base", "base", "owner/model", "abc")
 
 
+def test_a_revision_that_the_adapter_leaves_out_is_run_jsons_for_the_same_model(run):
+    import saved_model
+
+    facts, config = json.loads(run.run.read_text()), run.final_model / "adapter_config.json"
+    run.run.write_text(json.dumps(facts | {"model_name": "owner/model", "model_revision": "abc"}))
+
+    def base(**changed):
+        config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+        return saved_model.base_of(run, run.final_model)
+
+    assert base(base_model_name_or_path="owner/model", revision=None) == saved_model.Saved("base", "base", "owner/model", "abc")
+    assert base(revision="own").revision == "own"
+    assert base(base_model_name_or_path="owner/other", revision=None) == saved_model.Saved("base", "base", "owner/other", None)
+
+
 def test_an_empty_adapter(refused, run):
     from safetensors.torch import save_file
 
     save_file({}, run.final_model / "adapter_model.safetensors")
-    assert "is empty: it has no tensors" in checkpoint(refused, run.final_model)
+    assert "holds 0 tensors" in checkpoint(refused, run.final_model)
 
 
 def test_a_full_model_that_lacks_tensors(refused, run, made):
