@@ -1,6 +1,5 @@
 """The run directory: whole files, names that never collide, resuming the right checkpoint of the right run."""
 
-import json
 import os
 import re
 import subprocess
@@ -140,16 +139,13 @@ def test_newest(tmp_path):
     assert run_directory.newest(tmp_path).path == tmp_path / "a"
 
 
-def test_held_out_messages(tmp_path):
-    run = make_run(tmp_path / "run")
-    assert run.held_out_messages()[0][-1]["role"] == "assistant"
-    rows = [
-        {"id": str(n), "messages": [{"role": "user", "content": f"\u2028{n}"}, {"role": "assistant", "content": "x"}]} for n in range(9)
-    ]
-    run.test.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    assert run.held_out_messages(3) == [row["messages"] for row in rows[:3]]
-    run.validation.write_text(json.dumps(rows[8]) + "\n")
-    assert run.held_out_messages(3) == [rows[8]["messages"]]
+def test_held_out_file_is_the_validation_rows_else_the_test_rows(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.held_out_file() is None
+    run.test.write_text("{}\n")
+    assert run.held_out_file() == run.test
+    run.validation.write_text("{}\n")
+    assert run.held_out_file() == run.validation
 
 
 def test_read_json(tmp_path):
