@@ -116,7 +116,8 @@ def checked(name, value, annotation):
         if isinstance(value, tuple):
             hint = f" A stray comma makes a tuple: write {name} = {value[0]!r}." if len(value) == 1 else " Use [..] for a list."
         kind, wanted = type(given).__name__, wanted_type(annotation, inner=bool(where))
-        raise Refusal(f"{name}{where} is {given!r}, {_article(kind)} {kind}; it must be {wanted}.{hint}") from None
+        kind = f", {_article(kind)} {kind}" if not isinstance(given, str) else ""  # text was typed: its type says nothing
+        raise Refusal(f"{name}{where} is {given!r}{kind}; it must be {wanted}.{hint}") from None
 
 
 def wanted_type(annotation, inner=False):
