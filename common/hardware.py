@@ -23,13 +23,15 @@ class Gpu:
     index: int = 0  # nvidia-smi's
 
 
-def share_cores():
-    """Let waiting CPU threads sleep instead of spin. Call before torch is imported.
+def prepare_torch():
+    """What must be in the environment before torch and DeepSpeed are imported.
 
-    On busy cores, and with more ranks than cores, spinning threads take the time from those they wait for: small
-    models have been seen to run 50 times slower.
+    Waiting CPU threads sleep instead of spinning: on busy cores, and with more ranks than cores, spinning ones take the time
+    from those they wait for, and small models have been seen to run 50 times slower. DeepSpeed is told where there is no GPU.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not gpus():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def describe():

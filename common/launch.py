@@ -48,7 +48,7 @@ def prepare_process():
 
     Unsloth writes its compiled modules into the working directory, where runs and ranks would overwrite each other's.
     """
-    hardware.share_cores()
+    hardware.prepare_torch()
     if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
         os.environ["UNSLOTH_COMPILE_LOCATION"] = tempfile.mkdtemp(prefix="unsloth_compiled_")
         atexit.register(shutil.rmtree, os.environ["UNSLOTH_COMPILE_LOCATION"], ignore_errors=True)

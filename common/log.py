@@ -1,6 +1,5 @@
 """What a run says: once, on rank 0, to the terminal and to the run's training.log."""
 
-import logging
 import os
 import sys
 import time
@@ -39,16 +38,6 @@ def warn(text):
     warnings.append(text)
     say(f"warning: {text}")
     return True
-
-
-def quiet():
-    """Silence what the libraries say about having no GPU, and their loading bars where no terminal shows them."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if not sys.stderr.isatty():
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
 
 
 def write_to(path):

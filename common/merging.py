@@ -111,7 +111,7 @@ def _logits(model, tokenizer, prompts):
 
 def main():
     adapter, merged, held_out, *device = sys.argv[1:]
-    hardware.share_cores()
+    hardware.prepare_torch()
     prompts = [[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello, what can I do for you?"}]]
     if held_out:
         with open(held_out, encoding="utf-8") as rows:

@@ -1,6 +1,8 @@
 """Loading and saving: the seam to Unsloth. Import this after `import unsloth`."""
 
 import hashlib
+import logging
+import sys
 from pathlib import Path
 
 from common.refusal import Refusal
@@ -8,6 +10,16 @@ from common.run_directory import read_json
 
 CHECKPOINTING = {"unsloth": "unsloth", "true": True, "none": False}  # the recipe's word -> Unsloth's argument
 PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<unk>")
+
+
+def quiet():
+    """Silence what the libraries say about having no GPU, and their loading bars where no terminal shows them."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
 
 
 def load(name, max_seq_length, load_in_4bit, revision=None, gradient_checkpointing="unsloth"):

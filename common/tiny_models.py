@@ -6,16 +6,13 @@ a model that knows the subject's words and how a chat goes, but not the manner o
 
 import hashlib
 import json
-import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common import chat_text, child_process, hardware
+from common import cache, chat_text, hardware
 from common.log import say
 from common.refusal import Refusal
-from common.tokenised import cache_directory
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 
@@ -57,33 +54,24 @@ KNOWN = {
 
 def ensure(name):
     """The directory of the embedded model `name`, built first where the cache has none; `Refusal` for an unknown name."""
-    from filelock import FileLock
-
     if name not in KNOWN:
         raise Refusal(f"there is no embedded model {name!r}; known are {', '.join(KNOWN)}")
-    digest = hashlib.sha256(json.dumps(asdict(KNOWN[name])).encode() + Path(__file__).read_bytes())
+    tiny, start = KNOWN[name], time.time()
+    digest = hashlib.sha256(json.dumps(asdict(tiny)).encode() + Path(__file__).read_bytes())
     for file in ("base_prose.txt", "base_chats.jsonl"):
         digest.update((SAMPLES / file).read_bytes())
-    path = cache_directory() / "tiny_models" / f"{name}-{digest.hexdigest()[:12]}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not (path / "config.json").is_file():
-            tiny = KNOWN[name]
-            say(f"building {name} once: {tiny.steps} steps of pretraining on {SAMPLES.name}/base_prose.txt and base_chats.jsonl")
-            start, directory = time.time(), Path(tempfile.mkdtemp(prefix=".building-", dir=path.parent))
-            try:
-                loss = child_process.run(build, tiny, directory)
-                directory.rename(path)
-            except BaseException:
-                shutil.rmtree(directory, ignore_errors=True)
-                raise
-            say(f"{name} built in {time.time() - start:.0f} s, last pretraining loss {loss:.2f}")
+    path = cache.root() / "tiny_models" / f"{name}-{digest.hexdigest()[:12]}"
+    if not path.is_dir():
+        say(f"building {name} once: {tiny.steps} steps of pretraining on {SAMPLES.name}/base_prose.txt and base_chats.jsonl")
+    built, loss = cache.build_once(path, lambda directory: build(tiny, directory))
+    if built:
+        say(f"{name} built in {time.time() - start:.0f} s, last pretraining loss {loss:.2f}")
     return str(path)
 
 
 def build(tiny, directory):
     """Train tokenizer and model of `tiny` into `directory` (safetensors, bf16); returns the last loss."""
-    hardware.share_cores()
+    hardware.prepare_torch()
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -6,12 +6,11 @@ import inspect
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import chat_rows, chat_text, child_process
+from common import cache, chat_rows, chat_text
 from common.log import say
 from common.refusal import Refusal
 from common.run_directory import read_json, write_json
@@ -50,38 +49,17 @@ class Tokenised:
         return load_from_disk(str(self.path / split))
 
 
-def cache_directory():
-    """Where caches live: $RECIPES_CACHE, else .cache/ of the repository."""
-    return Path(os.environ.get("RECIPES_CACHE") or Path(__file__).resolve().parents[1] / ".cache")
-
-
 def once(build, files, model, **settings):
     """`Tokenised` from `build(directory)`, which runs only where no cache has the same key.
 
     model: the directory with the tokenizer's files; of a hub model its snapshot, see `hub.tokenizer_directory`.
 
     The key covers the bytes of `files`, the tokenizer's and the chat template's files, `settings`, the versions of
-    transformers and tokenizers, and the source of `build` and of the modules it calls. One process builds, in a child
-    of its own; others that come meanwhile wait for its lock, without a process group that could time out. Nothing
-    half-built is ever found: the directory gets its name last.
+    transformers and tokenizers, and the source of `build` and of the modules it calls. See `cache.build_once`.
     """
-    from filelock import FileLock
-
-    path = cache_directory() / "tokenised" / _key(build, files, model, settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        found = (path / "data.json").is_file()
-        if not found:
-            for killed in path.parent.glob(f".building-{path.name}-*"):  # whoever holds the lock is alone
-                shutil.rmtree(killed, ignore_errors=True)
-            directory = Path(tempfile.mkdtemp(prefix=f".building-{path.name}-", dir=path.parent))
-            try:
-                child_process.run(build, directory)
-                directory.rename(path)
-            except BaseException:
-                shutil.rmtree(directory, ignore_errors=True)
-                raise
-    say(f"tokenised data {'found in' if found else 'written to'} {_short(path)}")
+    path = cache.root() / "tokenised" / _key(build, files, model, settings)
+    built, _ = cache.build_once(path, build)
+    say(f"tokenised data {'written to' if built else 'found in'} {_short(path)}")
     return Tokenised(path)
 
 

@@ -132,7 +132,7 @@ def gpus():
 
 def main():
     options = parse()
-    hardware.share_cores()
+    hardware.prepare_torch()
     run = RunDirectory(Path(options.run_dir)) if options.run_dir else newest()
     if not run.path.is_dir():
         raise Refusal(f"{run.path} is not a directory; name a run directory such as outputs/llama32_qlora")

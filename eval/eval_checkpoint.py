@@ -30,7 +30,7 @@ def parse(arguments=None):
 
 def main():
     options = parse()
-    hardware.share_cores()
+    hardware.prepare_torch()
     import judging
     import saved_model
     import table

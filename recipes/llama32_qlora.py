@@ -134,7 +134,7 @@ def main(**overrides):
 
     from common import batches, merging, model_card, models, report, watching
 
-    log.quiet()
+    models.quiet()
     models.require_bf16()
     if initial:
         models.require_initial(initial, model_name, LORA_R, LORA_ALPHA, TARGET_MODULES)

@@ -1,46 +1,7 @@
 """What several rooms' tests look at: one tiny run, trained and judged once by the user's own commands."""
 
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
-
-from common.run_directory import RunDirectory
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A command that was run: exit code, what it printed, and the run directory it wrote."""
-
-    returncode: int
-    output: str
-    run: RunDirectory
-
-
-def user_environment(home):
-    """The environment of a user without accounts: no W&B key, no hub token, nothing of a launcher."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HF_TOKEN", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_"))}
-    return {**kept, "NETRC": str(home / "no-netrc"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-
-def call(command, home, timeout=300, **environment):
-    """Run a command line in the repository; (exit code, stdout and stderr together)."""
-    environment = {**user_environment(home), **environment}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(command, cwd=ROOT, env=environment, **pipes, text=True, timeout=timeout)
-    return done.returncode, done.stdout
-
-
-def train(home, *flags, name, launcher=("python",), **options):
-    """The recipe's tiny run with more flags, into `home`/`name`."""
-    command = [*launcher, "recipes/llama32_qlora.py", "--tiny", "--output-dir", str(home), "--run-name", name, *flags]
-    code, output = call(command, home, **options)
-    return Ran(code, output, RunDirectory(home / name))
+from user_commands import Ran, call, train
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import yaml
-from conftest import ROOT, call
+from user_commands import ROOT, call
 
 from common.run_directory import read_json
 

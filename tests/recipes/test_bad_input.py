@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from common import log, refusal, tiny_models, tokenised
+from common import cache, log, refusal, tiny_models, tokenised
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPE = REPOSITORY / "recipes" / "llama32_qlora.py"
@@ -34,7 +34,7 @@ def tiny_model():
 @pytest.fixture
 def here(tmp_path, tiny_model, monkeypatch):
     """The test's own directory as cache and outputs; the embedded model is borrowed from the repository's cache."""
-    assert Path(tiny_model).parent == tokenised.cache_directory() / "tiny_models"
+    assert Path(tiny_model).parent == cache.root() / "tiny_models"
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "tiny_models").symlink_to(Path(tiny_model).parent)
     monkeypatch.setenv("RECIPES_CACHE", str(tmp_path / "cache"))

@@ -9,8 +9,8 @@ import sys
 import time
 
 import torch
-from conftest import ROOT, call, train, user_environment
 from safetensors.torch import load_file
+from user_commands import ROOT, call, train, user_environment
 
 from common.run_directory import read_json
 
