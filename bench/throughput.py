@@ -95,7 +95,7 @@ def recipe_trainer(job, recipe, rows):
 
     from common import batches, chat_text, models
 
-    args = SFTConfig(**common_settings(job, recipe), packing=False, dataset_kwargs={"skip_prepare_dataset": True}, loss_type="nll",
+    args = SFTConfig(**common_settings(job, recipe), packing=False, dataset_kwargs={"skip_prepare_dataset": True}, loss_type="chunked_nll",
                      logging_nan_inf_filter=False, include_num_input_tokens_seen="non_padding")  # fmt: skip
     checkpointing = recipe["GRADIENT_CHECKPOINTING"]
     model, tokenizer = models.load(job["model"], args.max_length, recipe["LOAD_IN_4BIT"], None, checkpointing)
@@ -221,8 +221,8 @@ def conditions(pairs, million):
     yield ""
     yield f"QLoRA as the recipe's constants say (optimiser: fused AdamW) of a Llama with {million:.1f} million parameters. {a['rows']} rows"
     yield "each time, drawn evenly over lengths_mtg.csv, at most 2048 tokens; rows and label tokens are the same on both sides. Loss:"
-    yield f"{a['loss_type']} on the recipe's side, {b['loss_type']} (TRL's default) on the other; at the first and last step. Where others"
-    yield "used the machine, trust the ratio by CPU time, which counts only the seconds a side really ran."
+    yield f"{a['loss_type']} on the recipe's side, {b['loss_type']} on the other; shown at the first and last step. Where others used"
+    yield "the machine, trust the ratio by CPU time, which counts only the seconds a side really ran."
 
 
 def main():

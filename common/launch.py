@@ -1,6 +1,7 @@
 """Starting on all GPUs, and what ranks must agree on."""
 
 import atexit
+import logging
 import os
 import shutil
 import socket
@@ -49,6 +50,7 @@ def prepare_process():
     Unsloth writes its compiled modules into the working directory, where runs and ranks would overwrite each other's.
     """
     hardware.prepare_torch()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a faster kernel for CPUs is not on PyPI
     if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
         os.environ["UNSLOTH_COMPILE_LOCATION"] = tempfile.mkdtemp(prefix="unsloth_compiled_")
         atexit.register(shutil.rmtree, os.environ["UNSLOTH_COMPILE_LOCATION"], ignore_errors=True)

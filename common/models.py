@@ -13,8 +13,7 @@ PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<unk>"
 
 
 def quiet():
-    """Silence what the libraries say about having no GPU, and their loading bars where no terminal shows them."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    """Silence DeepSpeed's notices, and loading bars where no terminal shows them."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         from transformers.utils.logging import disable_progress_bar
