@@ -95,7 +95,7 @@ def recipe_trainer(job, recipe, rows):
 
     from common import batches, chat_text, models
 
-    args = SFTConfig(**common_settings(job, recipe), packing=False, dataset_kwargs={"skip_prepare_dataset": True}, loss_type="chunked_nll",
+    args = SFTConfig(**common_settings(job, recipe), packing=False, dataset_kwargs={"skip_prepare_dataset": True}, loss_type="nll",
                      logging_nan_inf_filter=False, include_num_input_tokens_seen="non_padding")  # fmt: skip
     checkpointing = recipe["GRADIENT_CHECKPOINTING"]
     model, tokenizer = models.load(job["model"], args.max_length, recipe["LOAD_IN_4BIT"], None, checkpointing)

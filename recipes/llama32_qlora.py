@@ -159,7 +159,7 @@ def main(**overrides):
         packing=PACKING and on_gpu,
         eval_packing=False,
         dataset_kwargs={"skip_prepare_dataset": not (PACKING and on_gpu)},  # rows are tokenised and fit already
-        loss_type="nll" if on_gpu else "chunked_nll",  # the same loss; on a GPU Unsloth's fused one, else TRL's, without unused logits
+        loss_type="nll",  # Unsloth computes it in chunks; TRL's own default is another path, slower here
         eval_strategy="steps" if validation else "no",
         eval_steps=EVAL_STEPS,
         save_steps=SAVE_STEPS,
