@@ -59,8 +59,8 @@ help: ## list the targets
 install: $(STAMP) ## set up .venv, or the active conda environment `recipes`; a GPU's packages too where there is one
 
 demo: $(STAMP) ## train the tiny recipe on this machine, judge every checkpoint, write the report (a CPU is enough)
-	@python recipes/llama32_qlora.py --tiny
-	@run=$$(python -c 'from common import run_directory; print(run_directory.newest().path)'); \
+	@run=outputs/demo-$$(date +%Y%m%d-%H%M%S); \
+	python recipes/llama32_qlora.py --tiny --run-name "$$(basename "$$run")"; \
 	bash eval/eval_all_checkpoints.sh "$$run"; \
 	echo "report: $$run/report.html"
 

@@ -73,8 +73,7 @@ def require(files):
     for file in files:
         path = Path(file)
         if not path.is_file():
-            here = Path.cwd().name
-            raise Refusal(f"{file} does not exist; TRAIN_FILES must name JSONL files (paths are relative to {here}/, where you are)")
+            raise Refusal(f"{file} does not exist in {Path.cwd()}; TRAIN_FILES must name JSONL files, from where you are")
         if path.stat().st_size == 0:
             raise Refusal(f"{file} is empty; TRAIN_FILES must name files with one JSON object a line")
 

@@ -68,6 +68,10 @@ class RunDirectory:
             status = "finished"
         except KeyboardInterrupt:
             status = "stopped"
+            whole = [path.name for _, path in self.whole_checkpoints()]
+            if active and whole:
+                resume = f"--resume-from-checkpoint {self.path / whole[-1]}"
+                print(f"stopped after {whole[-1]}; to go on: the same command with {resume}", flush=True)
             raise
         finally:
             if active:
@@ -142,11 +146,12 @@ def open_run(output_dir, name, resume=None):
     return RunDirectory(path), None
 
 
-# Constants that decide which rows come in which order and what the saved tensors mean: a resume with others is another run.
+# Constants that decide which rows come in which order and what the saved tensors mean, and those that the saved optimiser state
+# brings along and would silently win: a resume with others is another run.
 FIXED = (
     *("MODEL_NAME", "MODEL_REVISION", "INITIAL_MODEL", "LOAD_IN_4BIT", "LORA_R", "LORA_ALPHA", "TARGET_MODULES"),
     *("TRAIN_FILES", "HELD_OUT", "SPLIT_BY", "BAD_ROWS", "MAX_SEQ_LENGTH", "PACKING", "SEED"),
-    *("PER_DEVICE_TRAIN_BATCH_SIZE", "GRADIENT_ACCUMULATION_STEPS"),
+    *("PER_DEVICE_TRAIN_BATCH_SIZE", "GRADIENT_ACCUMULATION_STEPS", "LEARNING_RATE", "WEIGHT_DECAY", "OPTIM"),
 )
 
 
@@ -158,7 +163,8 @@ def changed_constants(checkpoint, constants, data_key):
         if name in changed:
             old, new = changed[name]
             raise Refusal(
-                f"{checkpoint} was trained with {name} = {old!r}, now it is {new!r}; a resume keeps it: set it back, or start afresh"
+                f"{checkpoint} was trained with {name} = {old!r}, now it is {new!r}; a resume keeps it: set it back, or start a new run "
+                "(INITIAL_MODEL goes on from a saved model)"
             )
     if read_json(Path(checkpoint).parent / "run.json", {}).get("data_key", data_key) != data_key:
         raise Refusal(f"the training files changed since {checkpoint} was written, so its place in them means nothing; start afresh")

@@ -177,6 +177,8 @@ def main(**overrides):
     )
     run, checkpoint = launch.rank_0_decides(lambda: run_directory.open_run(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT))
     args.output_dir = str(run.path)
+    if RESUME_FROM_CHECKPOINT and not checkpoint:
+        log.say(f"nothing to resume: no whole checkpoint of a run named {run_name} is in {OUTPUT_DIR}/; this run starts afresh")
     if checkpoint:
         for sentence in run_directory.changed_constants(checkpoint, settings.values, data.path.name):
             log.warn(sentence)

@@ -193,18 +193,21 @@ def saved(tmp_path, step, **constants):
     return checkpoint
 
 
-@pytest.mark.parametrize(("name", "old", "new"), [("SEED", 42, 7), ("TRAIN_FILES", {"a.jsonl": 1.0}, {"b.jsonl": 1.0}), ("LORA_R", 16, 8)])
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [("SEED", 42, 7), ("TRAIN_FILES", {"a.jsonl": 1.0}, {"b.jsonl": 1.0}), ("LORA_R", 16, 8), ("LEARNING_RATE", 1e-4, 5e-3)],
+)
 def test_a_resume_with_another_split_or_shape_is_refused(tmp_path, name, old, new):
-    checkpoint = saved(tmp_path, 8, **{name: old, "LEARNING_RATE": 1e-4})
+    checkpoint = saved(tmp_path, 8, **{name: old, "MAX_GRAD_NORM": 1.0})
     with pytest.raises(Refusal, match=f"was trained with {name} = "):
-        run_directory.changed_constants(checkpoint, {name: new, "LEARNING_RATE": 1e-4}, "key")
+        run_directory.changed_constants(checkpoint, {name: new, "MAX_GRAD_NORM": 1.0}, "key")
 
 
 def test_a_resume_names_the_constants_that_may_change(tmp_path):
-    checkpoint = saved(tmp_path, 8, LEARNING_RATE=1e-4, RUN_NAME="a", SEED=42)
+    checkpoint = saved(tmp_path, 8, MAX_GRAD_NORM=1.0, RUN_NAME="a", SEED=42)
     run_directory.write_json(checkpoint.parent / "run.json", {"data_key": "key"})
-    changed = run_directory.changed_constants(checkpoint, {"LEARNING_RATE": 5e-5, "RUN_NAME": "b", "SEED": 42}, "key")
-    assert changed == ["LEARNING_RATE was 0.0001 and is 5e-05 from here on"]
+    changed = run_directory.changed_constants(checkpoint, {"MAX_GRAD_NORM": 0.3, "RUN_NAME": "b", "SEED": 42}, "key")
+    assert changed == ["MAX_GRAD_NORM was 1.0 and is 0.3 from here on"]
     with pytest.raises(Refusal, match="the training files changed"):
         run_directory.changed_constants(checkpoint, {"SEED": 42}, "other key")
 
