@@ -26,16 +26,17 @@ def begin(run, checkpoint, settings, model, model_name, data, report_to, packing
     total, trainable = models.count_parameters(model)
     hardware.require_disk(run.path, trainable * BYTES_A_CHECKPOINT / 1e9, "one checkpoint")
     abandoned = run_directory.set_aside_newer(checkpoint) if checkpoint else []
+    notes = not_covered(packing)
     run_id = tracking.prepare(report_to, run, (read_json(run.run) or {}).get("wandb_run_id"))
     run.begin(
         settings.values, recipe=settings.recipe, model_name=str(model_name), model_revision=settings.values.get("MODEL_REVISION"),
         tiny=settings.tiny, command=settings.command, hardware=hardware.describe(), versions=versions.installed(), wandb_run_id=run_id,
-        notes=not_covered(packing), data_key=data.path.name,
+        notes=notes, data_key=data.path.name,
     )  # fmt: skip
     data.copy_to(run)
     log.write_to(run.training_log)
     say(f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.2%}); the run goes to {run.path}/")
-    for note in not_covered(packing):
+    for note in notes:
         say(f"note: {note}")
     if abandoned:
         say(f"resuming from {checkpoint.name}: {', '.join(abandoned)} were set aside under abandoned-…")
@@ -72,26 +73,27 @@ def attach(trainer, run, constants, early_stopping_patience=None):
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience))
 
 
-def announce(trainer, run_at, statistics, warmup_ratio):
+def announce(trainer, run, statistics, warmup_ratio):
     """Print what is really run - steps, tokens a step, epochs - and warn of what its numbers make pointless; returns the steps."""
     args, rows = trainer.args, trainer.train_dataset
     tokens = statistics["splits"]["train"]["tokens"]
     per_rank = args.per_device_train_batch_size
-    run = plan(len(rows), tokens, per_rank * args.gradient_accumulation_steps * args.world_size, args.num_train_epochs, args.max_steps)
+    planned = plan(len(rows), tokens, per_rank * args.gradient_accumulation_steps * args.world_size, args.num_train_epochs, args.max_steps)
     if args.packing:
         padding = 0.0  # rows end to end; what packing leaves free at a row's end is never computed
     else:
         order = batches.grouped_order(rows["length"], per_rank * args.world_size, args.seed, 0)
         padding = float(batches.padding_share(rows["length"], order, per_rank))
+    waste = "packed" if args.packing else f"{padding:.1%} padding"
     say(
-        f"{run['steps']:,} steps of {per_rank} x {args.gradient_accumulation_steps} x {args.world_size} rank(s) rows, about "
-        f"{run['tokens_per_step']:,} tokens each; {run['epochs']:g} epochs; {'packed' if args.packing else f'{padding:.1%} padding'}"
+        f"{planned['steps']:,} steps of {per_rank} x {args.gradient_accumulation_steps} x {args.world_size} rank(s) rows, about "
+        f"{planned['tokens_per_step']:,} tokens each; {planned['epochs']:g} epochs; {waste}"
     )
     if is_rank_0():
-        run_at.update(padding_share=round(padding, 4))
-        for text in pointless(run["steps"], warmup_ratio, args.eval_steps if trainer.eval_dataset else None, args.save_steps, padding):
+        run.update(padding_share=round(padding, 4))
+        for text in pointless(planned["steps"], warmup_ratio, args.eval_steps if trainer.eval_dataset else None, args.save_steps, padding):
             warn(text)
-    return run["steps"]
+    return planned["steps"]
 
 
 def train(trainer, checkpoint, steps):
@@ -109,7 +111,7 @@ def train(trainer, checkpoint, steps):
     say(f"{checkpoint.name} is the end of this run: nothing is left to train")
 
 
-def figures(trainer, run):
+def figures(trainer):
     """The figures of a training that ended, also for run.json; `Refusal` where its loss became NaN."""
     state = trainer.state
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
