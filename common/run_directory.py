@@ -6,7 +6,8 @@
         data.json               statistics of the data, the masked example
         validation.jsonl        held-out rows that pick the best checkpoint
         test.jsonl              held-out rows that are only reported
-        checkpoint-N/           N = optimiser steps done; constants.json is written last and makes it whole
+        checkpoint-N/           N = optimiser steps done; manifest.json is written last and makes it whole
+        unfinished-…, damaged-…, abandoned-checkpoint-N-TIME/   kept, never resumed from
         final_model/            what the run was for: adapter or full model, tokenizer, constants.json, model card
         merged_model/           adapter merged into the 16-bit base
         logs/training.log       what the terminal showed
@@ -17,14 +18,15 @@
 """
 
 import json
-import os
 import re
+import secrets
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from common import manifest, signals
 from common.refusal import Refusal
 
 
@@ -53,7 +55,8 @@ class RunDirectory:
         """Create the directory and write constants.json and run.json; a resumed run keeps what run.json had."""
         self.logs.mkdir(parents=True, exist_ok=True)
         write_json(self.constants, constants)
-        self.update(**{"started": now(), **read_json(self.run, {}), **facts, "status": "running"})
+        earlier = {"started": now(), "run_id": secrets.token_hex(8), **read_json(self.run, {})}
+        self.update(**{**earlier, **facts, "status": "running"})
 
     def update(self, **facts):
         """Add facts to run.json."""
@@ -66,12 +69,8 @@ class RunDirectory:
         try:
             yield
             status = "finished"
-        except KeyboardInterrupt:
+        except (SystemExit, KeyboardInterrupt, signals.Stopped):
             status = "stopped"
-            whole = [path.name for _, path in self.whole_checkpoints()]
-            if active and whole:
-                resume = f"--resume-from-checkpoint {self.path / whole[-1]}"
-                print(f"stopped after {whole[-1]}; to go on: the same command with {resume}", flush=True)
             raise
         finally:
             if active:
@@ -88,8 +87,8 @@ class RunDirectory:
         return sorted((step_of(p), p) for p in self.path.glob("checkpoint-*") if step_of(p) is not None and p.is_dir())
 
     def whole_checkpoints(self):
-        """The checkpoints whose constants.json, written last, is there."""
-        return [(step, p) for step, p in self.checkpoints() if (p / "constants.json").is_file()]
+        """The checkpoints whose manifest, written last, is there."""
+        return [(step, p) for step, p in self.checkpoints() if manifest.exists(p)]
 
 
 def now():
@@ -117,81 +116,7 @@ def write_json(path, value):
     """Write `value` as JSON so that a reader sees the old file or the new one, never half of one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def open_run(output_dir, name, resume=None):
-    """(RunDirectory, checkpoint to resume from or None). A fresh run never touches another one: it takes name-2, name-3, …
-
-    resume: None starts afresh; "auto" continues the newest run of this name at its newest whole checkpoint, and starts
-    afresh where there is none; a path names the checkpoint. Raises `Refusal` for a path that is none, or an odd name.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise Refusal(f"RUN_NAME is {name!r}; it becomes a directory: letters, digits, '.', '_' and '-', beginning with a letter or digit")
-    if resume not in (None, "auto"):
-        checkpoint = require_checkpoint(resume)
-        return RunDirectory(checkpoint.parent), checkpoint
-    same = (p for p in Path(output_dir).glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", p.name))
-    taken = [p for p in same if not p.is_dir() or any(p.iterdir())]
-    if resume == "auto":
-        runs = [p for p in taken if (p / "run.json").is_file()]
-        if runs:
-            run = RunDirectory(max(runs, key=lambda p: (p / "run.json").stat().st_mtime))
-            whole = run.whole_checkpoints()
-            return run, whole[-1][1] if whole else None
-    numbers = [int(p.name[len(name) + 1 :] or 1) if p.name != name else 1 for p in taken]
-    path = Path(output_dir) / (name if not taken else f"{name}-{max(numbers) + 1}")
-    return RunDirectory(path), None
-
-
-# Constants that decide which rows come in which order and what the saved tensors mean, and those that the saved optimiser state
-# brings along and would silently win: a resume with others is another run.
-FIXED = (
-    *("MODEL_NAME", "MODEL_REVISION", "INITIAL_MODEL", "LOAD_IN_4BIT", "LORA_R", "LORA_ALPHA", "TARGET_MODULES"),
-    *("TRAIN_FILES", "HELD_OUT", "SPLIT_BY", "BAD_ROWS", "MAX_SEQ_LENGTH", "PACKING", "SEED"),
-    *("PER_DEVICE_TRAIN_BATCH_SIZE", "GRADIENT_ACCUMULATION_STEPS", "LEARNING_RATE", "WEIGHT_DECAY", "OPTIM"),
-)
-
-
-def changed_constants(checkpoint, constants, data_key):
-    """Sentences about constants that are not those of `checkpoint`; `Refusal` where one of FIXED changed, or the data did."""
-    before = read_json(Path(checkpoint) / "constants.json", {})
-    changed = {n: (before[n], v) for n, v in constants.items() if n in before and before[n] != v}
-    for name in FIXED:
-        if name in changed:
-            old, new = changed[name]
-            raise Refusal(
-                f"{checkpoint} was trained with {name} = {old!r}, now it is {new!r}; a resume keeps it: set it back, or start a new run "
-                "(INITIAL_MODEL goes on from a saved model)"
-            )
-    if read_json(Path(checkpoint).parent / "run.json", {}).get("data_key", data_key) != data_key:
-        raise Refusal(f"the training files changed since {checkpoint} was written, so its place in them means nothing; start afresh")
-    aside = ("RESUME_FROM_CHECKPOINT", "RUN_NAME", "OUTPUT_DIR")
-    return [f"{n} was {old!r} and is {new!r} from here on" for n, (old, new) in changed.items() if n not in aside]
-
-
-def set_aside_newer(checkpoint):
-    """Rename the checkpoints after `checkpoint`, which a resume from it abandons, so that none is taken for the new line's."""
-    checkpoint = Path(checkpoint)
-    newer = [path for step, path in RunDirectory(checkpoint.parent).checkpoints() if step > step_of(checkpoint)]
-    for path in newer:
-        path.rename(path.with_name(f"abandoned-{path.name}-{int(time.time())}"))
-    return [path.name for path in newer]
-
-
-def require_checkpoint(path):
-    """`path` as a Path when it is a whole checkpoint; `Refusal` that says what it lacks when it is not."""
-    path = Path(path)
-    if not path.is_dir():
-        raise Refusal(f"RESUME_FROM_CHECKPOINT is {path}, which does not exist; name a checkpoint-N directory, or \"auto\" for the newest")
-    if step_of(path) is None:
-        raise Refusal(f"RESUME_FROM_CHECKPOINT is {path}; a checkpoint is a directory named checkpoint-N inside a run")
-    lacking = [f for f in ("trainer_state.json", "constants.json") if not (path / f).is_file()]
-    if lacking:
-        raise Refusal(f"{path} lacks {' and '.join(lacking)}, so its save was interrupted; take an older checkpoint, or \"auto\"")
-    return path
+    manifest.write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def newest(output_dir="outputs"):

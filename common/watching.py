@@ -1,4 +1,4 @@
-"""Watching a run: one progress bar, figures per logged step, warnings in words, and the mark that makes a checkpoint whole."""
+"""Watching a run: one progress bar, figures per logged step, warnings in words."""
 
 import json
 import math
@@ -6,12 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from common import batches, hardware, launch, log, models, run_directory, tracking, versions
+from common import batches, hardware, log, models, resume, tracking, versions
 from common.log import is_rank_0, say, warn
 from common.refusal import Refusal
-from common.run_directory import read_json, step_of, write_json
+from common.run_directory import read_json
 
 RISING = 1.3  # recent loss over the lowest earlier one
 FLAT = 0.02  # relative change of the loss over the run below which nothing was learned
@@ -25,7 +25,7 @@ def begin(run, checkpoint, settings, model, model_name, data, report_to, packing
         return
     total, trainable = models.count_parameters(model)
     hardware.require_disk(run.path, trainable * BYTES_A_CHECKPOINT / 1e9, "one checkpoint")
-    abandoned = run_directory.set_aside_newer(checkpoint) if checkpoint else []
+    abandoned = resume.set_aside_newer(checkpoint) if checkpoint else []
     notes = not_covered(packing)
     run_id = tracking.prepare(report_to, run, (read_json(run.run) or {}).get("wandb_run_id"))
     run.begin(
@@ -39,7 +39,7 @@ def begin(run, checkpoint, settings, model, model_name, data, report_to, packing
     for note in notes:
         say(f"note: {note}")
     if abandoned:
-        say(f"resuming from {checkpoint.name}: {', '.join(abandoned)} were set aside under abandoned-…")
+        say(f"resuming from {checkpoint.name}, so what came after it is now {', '.join(abandoned)}")
     tracking.start(report_to, run_id, settings.values)
 
 
@@ -56,11 +56,10 @@ def not_covered(packing):
     ]
 
 
-def attach(trainer, run, constants, early_stopping_patience=None):
-    """Put this module's callbacks in place of the Trainer's printing; constants (dict) go into every checkpoint."""
+def attach(trainer, run, early_stopping_patience=None):
+    """Put this module's callbacks in place of the Trainer's printing."""
     trainer.remove_callback(PrinterCallback)
     trainer.create_model_card = lambda *_, **__: None  # TRL writes one of its own into every checkpoint
-    trainer.add_callback(Commit(run, constants))
     trainer.callback_handler.callbacks.insert(0, Watch(run))  # before the trackers: it adds tokens a second and memory to the logs
     determine = trainer._determine_best_metric
 
@@ -96,21 +95,6 @@ def announce(trainer, run, statistics, warmup_ratio):
     return planned["steps"]
 
 
-def train(trainer, checkpoint, steps):
-    """Train, from `checkpoint` where there is one; a checkpoint of the last step is only loaded, its best or itself.
-
-    Given such a checkpoint, transformers 5.17 would take one step more than the run has.
-    """
-    if checkpoint is None or step_of(checkpoint) < steps:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return
-    trainer.state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
-    best = trainer.state.best_model_checkpoint
-    best = checkpoint.parent / Path(best).name if best and trainer.args.load_best_model_at_end else checkpoint
-    trainer._load_from_checkpoint(str(best if best.is_dir() else checkpoint))
-    say(f"{checkpoint.name} is the end of this run: nothing is left to train")
-
-
 def figures(trainer):
     """The figures of a training that ended, also for run.json; `Refusal` where its loss became NaN."""
     state = trainer.state
@@ -126,22 +110,6 @@ def figures(trainer):
     if best and trainer.args.load_best_model_at_end:
         say(f"of the saved steps the held-out loss was lowest at {best} ({state.best_metric:.4f}): that is the final model")
     return found
-
-
-class Commit(TrainerCallback):
-    """Writes constants.json into a checkpoint when all ranks have written theirs: without it a checkpoint is not whole."""
-
-    def __init__(self, run, constants):
-        self.run, self.constants = run, constants
-
-    def on_save(self, args, state, control, **kwargs):
-        launch.wait_for_all()
-        checkpoint = self.run.path / f"checkpoint-{state.global_step}"
-        if is_rank_0() and not models.is_finite(checkpoint):
-            warn(f"{checkpoint.name} holds NaN or infinite numbers and is not marked whole")
-        elif is_rank_0():
-            write_json(checkpoint / "constants.json", self.constants)
-            say(f"saved checkpoint-{state.global_step}", terminal=not sys.stderr.isatty())
 
 
 class Watch(TrainerCallback):

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common import chat_rows, constants, hub, launch, log, memory, mixing, refusal, run_directory, tokenised, tracking, versions, zero
+from common import chat_rows, constants, hub, launch, log, memory, mixing, refusal, resume, run_directory, tokenised, tracking, versions, zero
 from common.constants import Share
 
 # Model
@@ -61,11 +61,13 @@ DS_CONFIG: str = "ds_configs/llama32_qlora.json"  # ZeRO-2, read only when sever
 OUTPUT_DIR: str = "outputs"
 RUN_NAME: str | None = None  # None is llama32_qlora; a name that is taken gets -2, -3, …
 SAVE_STEPS: PositiveInt = 500  # a multiple of EVAL_STEPS, so that every checkpoint has a held-out loss
-SAVE_TOTAL_LIMIT: PositiveInt = 3  # 0.15 GB each; the best one is kept as well
+SAVE_TOTAL_LIMIT: PositiveInt = 3  # on this disk, 0.3 GB each; the best one is kept as well
+CHECKPOINT_URI: str | None = None  # gs://bucket/runs, s3://… or file:///…: every checkpoint is uploaded beside the training, and verified
+KEEP_LOCAL: bool = True  # False removes from this disk what is verified in the store, but for the newest and the best checkpoint
 EVAL_STEPS: PositiveInt = 100  # optimiser steps between held-out losses
 EARLY_STOPPING_PATIENCE: PositiveInt | None = None  # evaluations without a better held-out loss until it stops; None never stops
 LOAD_BEST_MODEL_AT_END: bool = True  # final_model is the checkpoint with the lowest held-out loss; False takes the last
-RESUME_FROM_CHECKPOINT: str | None = None  # a checkpoint-N directory, or "auto": the newest of this RUN_NAME
+RESUME_FROM_CHECKPOINT: str | None = None  # a checkpoint-N directory, gs://…/run, or "auto": the newest of this RUN_NAME, here or in the store
 MERGE: bool = True  # also write merged_model/ in 16 bit: 6.4 GB
 
 # Logging
@@ -100,7 +102,7 @@ def main(**overrides):
     if EARLY_STOPPING_PATIENCE and not (HELD_OUT and LOAD_BEST_MODEL_AT_END):
         raise refusal.Refusal("EARLY_STOPPING_PATIENCE needs HELD_OUT above 0 and LOAD_BEST_MODEL_AT_END: it watches the held-out loss")
     run_name = RUN_NAME or settings.default_run_name
-    run_directory.open_run(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT)  # a wrong name or path is said now, not when the model has loaded
+    resume.check(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)  # a wrong name, path or key is said now
     ds_config = None  # one process needs no ZeRO
     if launch.is_distributed():
         ds_config = zero.check(DS_CONFIG, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
@@ -132,7 +134,7 @@ def main(**overrides):
     import torch
     from trl import SFTConfig, SFTTrainer
 
-    from common import batches, merging, model_card, models, report, watching
+    from common import batches, checkpoints, merging, model_card, models, report, watching
 
     models.quiet()
     models.require_bf16()
@@ -163,7 +165,6 @@ def main(**overrides):
         eval_strategy="steps" if validation else "no",
         eval_steps=EVAL_STEPS,
         save_steps=SAVE_STEPS,
-        save_total_limit=SAVE_TOTAL_LIMIT,
         load_best_model_at_end=LOAD_BEST_MODEL_AT_END and validation is not None,
         metric_for_best_model="eval_loss" if validation else None,
         logging_steps=LOGGING_STEPS,
@@ -175,12 +176,12 @@ def main(**overrides):
         data_seed=SEED,
         disable_tqdm=True,  # watching has the one bar
     )
-    run, checkpoint = launch.rank_0_decides(lambda: run_directory.open_run(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT))
+    run, checkpoint = launch.rank_0_decides(lambda: resume.open_run(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI))
     args.output_dir = str(run.path)
     if RESUME_FROM_CHECKPOINT and not checkpoint:
         log.say(f"nothing to resume: no whole checkpoint of a run named {run_name} is in {OUTPUT_DIR}/; this run starts afresh")
     if checkpoint:
-        for sentence in run_directory.changed_constants(checkpoint, settings.values, data.path.name):
+        for sentence in resume.changed_constants(checkpoint, settings.values, data.path.name, args.world_size):
             log.warn(sentence)
     with memory.advice(**settings.values):
         model, tokenizer = models.load(initial or model_name, MAX_SEQ_LENGTH, LOAD_IN_4BIT, MODEL_REVISION, GRADIENT_CHECKPOINTING)
@@ -189,13 +190,14 @@ def main(**overrides):
     watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, args.packing)
     trainer = SFTTrainer(model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
     models.train_in_fp32(model)  # after the trainer, which turns a 4-bit model's adapter to bf16
-    watching.attach(trainer, run, settings.values, EARLY_STOPPING_PATIENCE)
+    watching.attach(trainer, run, EARLY_STOPPING_PATIENCE)
+    kept = checkpoints.Checkpoints(trainer, run, settings.values, data.path.name, SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)
     if not args.packing:
         batches.group_by_length(trainer, train["length"], PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size, SEED)
     steps = watching.announce(trainer, run, data.statistics, WARMUP_RATIO)
     with run.recording(log.warnings, active=log.is_rank_0()):
         with memory.advice(**settings.values):
-            watching.train(trainer, checkpoint, steps)
+            kept.train(checkpoint, steps)  # resumes, commits, uploads, heeds signals
         figures = watching.figures(trainer)  # refuses a NaN loss
         if log.is_rank_0():  # under ZeRO-2 every rank holds the whole adapter
             models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.final_model, before)
@@ -211,9 +213,10 @@ def main(**overrides):
             log.say(f"merged in 16 bit into {run.merged_model}: logits within {figures['merge']['relative_rms']:.1%} of the adapter's")
         log.say(f"report: {report.write(run)}; judge every checkpoint: bash eval/eval_all_checkpoints.sh {run.path}")
         tracking.finish(REPORT_TO)
+        figures |= kept.finish([run.final_model, run.merged_model] if MERGE else [run.final_model])
     log.close()
     return {**figures, "run": str(run.path), "final_model": str(run.final_model), "merged_model": str(run.merged_model) if MERGE else None}
 
 
 if __name__ == "__main__":
-    refusal.guard(main)
+    launch.command(main)
