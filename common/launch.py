@@ -1,16 +1,59 @@
-"""Starting on all GPUs, and what ranks must agree on."""
+"""Running a recipe as a command, starting it on all GPUs, and what ranks must agree on."""
 
 import atexit
+import base64
+import ctypes
+import json
 import logging
+import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
+from datetime import timedelta
 
-from common import hardware
-from common.log import say
+from common import guard, hardware, refusal, signals
+from common.log import is_rank_0, say
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_groups = {}  # the gloo group by the default group it was made beside
+
+
+def command(main):
+    """Run a recipe's `main()` as a command, in a rank as well, and end the process with the exit code the caller sees.
+
+    0: done. 2: refused, in a sentence. 75: stopped politely by SIGTERM, SIGINT or SIGUSR1 and saved; starting it again resumes.
+    128 + n: ended by signal n at once – before training began or after it ended, or by a second signal; 129 where a launcher vanished
+    before training. 137: killed. 1: a bug, with its traceback.
+
+    So it is for one process, for `python recipes/x.py` on several GPUs whatever process is signalled, and for srun's tasks. Ranks
+    under `deepspeed` and `torchrun` do the same, but these end as they like: a signalled rank (75) is passed on by `deepspeed`, while
+    torchrun makes every failure a 1. SIGTERM and SIGINT to DeepSpeed's launch.py, and to torchrun, give 1. A runner or launcher that dies
+    of its signal (the `deepspeed` runner of any, both others of SIGUSR1) returns that, and before the ranks have saved:
+    they go on alone until they have. When launch.py dies of a signal, the runner above it returns 0.
+    """
+    code = 1
+    try:
+        signals.listen(guard.shield())  # before anything heavy is imported, for it forks
+        refusal.guard(main)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    except signals.Stopped as stopped:
+        code = 128 + stopped.number
+        if is_rank_0():
+            print(f"stopped by {stopped}: no training was going on that needed saving", file=sys.stderr)
+        for child in multiprocessing.active_children():
+            child.terminate()  # Python would wait for it
+        sys.exit(code)
+    finally:
+        signals.report(code)
 
 
 def is_distributed():
@@ -29,19 +72,84 @@ def on_all_gpus(constants):
     gpus = hardware.gpus()
     if len(gpus) < 2:
         return
-    with socket.socket() as probe:  # a free port: two runs on one machine must not meet on the default one
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "RECIPES_ANNOUNCED": "1"}
-    chosen = which_gpus(gpus, environment.pop("CUDA_VISIBLE_DEVICES", None))
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", chosen, f"--master_port={port}"]
+    chosen = which_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     say(f"{len(gpus)} GPUs: starting one process on each (deepspeed {chosen} {sys.argv[0]})")
-    sys.exit(subprocess.run([*launcher, sys.argv[0], *constants.argv], env=environment).returncode)
+    sys.exit(supervise([gpu.index for gpu in gpus], [sys.argv[0], *constants.argv]))
 
 
 def which_gpus(gpus, visible):
     """DeepSpeed's flag for `gpus`. It ignores CUDA_VISIBLE_DEVICES beside --num_gpus and would take other people's: they are named."""
     return f"--num_gpus={len(gpus)}" if visible is None else "--include=localhost:" + ",".join(str(gpu.index) for gpu in gpus)
+
+
+def supervise(gpus, script):
+    """Run `script` (path and arguments) under DeepSpeed's launcher, a rank for each of `gpus` (indices); its exit code.
+
+    The ranks become children of this process (see `guard.shield`): it asks them itself, which the launcher would do with 30 seconds'
+    notice, and waits for them also where the launcher was killed. What `deepspeed` puts above its launcher is left out: it reports a
+    killed launcher as success.
+    """
+    with socket.socket() as probe:  # a free port: two runs on one machine must not meet on the default one
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": gpus}).encode()).decode()
+    command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}", f"--master_port={port}"]
+    environment = {**os.environ, "RECIPES_ANNOUNCED": "1"}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)  # the launcher sets it to `gpus`
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ranks, asked = {}, False  # exit codes by pid, None while it runs
+    signals.before_leaving(_kill_everything)
+    with signals.politely():
+        launcher = subprocess.Popen([*command, *script], env=environment, start_new_session=True)  # Ctrl-C comes to this process alone
+        while launcher.poll() is None or None in ranks.values():
+            name = signals.requested()
+            if len(ranks) < len(gpus):
+                ranks |= {pid: None for pid in _adopted(script[0], launcher.pid) if pid not in ranks}
+                if launcher.returncode is not None or (name and len(ranks) < len(gpus)):
+                    break
+            for pid in [pid for pid, code in ranks.items() if code is None]:
+                if name and not asked:
+                    os.kill(pid, signal.Signals[name])
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    ranks[pid] = os.waitstatus_to_exitcode(status)
+            asked = asked or bool(name)
+            time.sleep(0.2)
+    if len(ranks) < len(gpus):  # not all had started: no step was taken
+        _kill_everything()
+        if signals.requested():
+            raise signals.Stopped(signal.Signals[signals.requested()])
+    codes = set(ranks.values())
+    return _exit_code(codes.pop() if len(codes) == 1 else launcher.returncode)
+
+
+def _adopted(script, launcher):
+    """The pids of the ranks that have left the launcher's tree."""
+    import psutil
+
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if child.pid != launcher and script in child.cmdline():
+                found.append(child.pid)
+    return found
+
+
+def _exit_code(code):
+    """128 + n for an end by signal n, which is -n in Python and 256 - n from DeepSpeed's launcher."""
+    return 128 - code if code < 0 else 384 - code if code > 192 else code
+
+
+def _kill_everything():
+    """SIGKILL to every process below this one, until none is left."""
+    import psutil
+
+    deadline = time.monotonic() + 5
+    while (below := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
+        for process in below:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(below, timeout=1)
 
 
 def prepare_process():
@@ -73,3 +181,39 @@ def wait_for_all():
 
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+
+
+def agree(flag):
+    """True in every rank where `flag` is true in any; all ranks must call it. No GPU waits for it. One process agrees with itself."""
+    import torch
+
+    group = _group_on_cpu()
+    if group is None:
+        return bool(flag)
+    flags = torch.tensor([int(bool(flag))])
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX, group=group)
+    return bool(flags.item())
+
+
+def exit_together():
+    """Return when every rank is here, or is dead: DeepSpeed kills the others 30 seconds after the first that ends with a code but 0.
+
+    To be called last, in all ranks: it waits up to a day, for rank 0 may have much to upload.
+    """
+    import torch
+
+    group = _group_on_cpu()
+    if group is not None:
+        with suppress(RuntimeError):  # a connection that closed: that rank's code is its own affair
+            torch.distributed.barrier(group=group)
+
+
+def _group_on_cpu():
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return None
+    world = dist.group.WORLD
+    if world not in _groups:
+        _groups[world] = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    return _groups[world]

@@ -1,0 +1,166 @@
+"""Requests to stop this process: SIGTERM, SIGINT and SIGUSR1.
+
+`listen()` takes the three signals. While training, inside `politely()`, the first one only sets what `requested()` returns;
+anywhere else it raises `Stopped`, for there is nothing to save. A second one ends the process at once with 128 + its number.
+A rank is asked by its guard as well (see there); a guard or a launcher that vanishes asks it to stop, too.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+POLITE = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+REPEAT = 5.0  # seconds; what comes sooner after the first is the same request: a group, a terminal and a launcher all pass it on
+DEADLINE = 60.0  # seconds, at least, that a rank without a guard is given to agree with the others: they may be dead
+
+_name, _first = None, None  # the request, and when it came
+_politely = _unhurried = 0
+_agreed = False
+_asked_at, _longest = None, 0.0  # when `requested` was last called; the longest time between two calls, in seconds
+_before_leaving = None
+_guard, _from_guard = None, None  # the socket to it; the number of the signal that it passes on
+
+
+class Stopped(BaseException):
+    """A request to stop outside of `politely()`. number: the signal's; `str()` is its name."""
+
+    def __init__(self, number):
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+def listen(guard=None):
+    """Take SIGTERM, SIGINT and SIGUSR1 from now on, also where they were ignored. Only the main thread may call it.
+
+    guard: the socket to the process that shields this one (`guard.shield()`), None where there is none.
+    """
+    global _guard
+    _guard = guard
+    for number in POLITE:
+        signal.signal(number, _take)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, POLITE | {signal.SIGQUIT})  # what starts a process may have held them back
+    os.register_at_fork(after_in_child=_forget)
+    if guard is not None:
+        threading.Thread(target=_hear, args=(guard,), daemon=True).start()
+
+
+def requested():
+    """The name of the signal that asks this process to stop, else None. SIGHUP: the launcher or the guard is gone."""
+    global _asked_at, _longest
+    now = time.monotonic()
+    _longest = max(_longest, now - (_asked_at or now))
+    _asked_at = now
+    return _name
+
+
+@contextmanager
+def politely():
+    """Inside, a first signal interrupts nothing: whoever trains looks at `requested()`. One that came before is kept."""
+    global _politely
+    _politely += 1
+    try:
+        yield
+    finally:
+        _politely -= 1
+
+
+@contextmanager
+def unhurried():
+    """Around what takes long without a look at `requested()`, like a save: a rank without its guard is not taken for hung there."""
+    global _unhurried, _asked_at
+    _unhurried += 1
+    try:
+        yield
+    finally:
+        _unhurried -= 1
+        _asked_at = time.monotonic()
+
+
+def agreed():
+    """To be called when all ranks know of the request: from here on saving may take as long as it needs."""
+    global _agreed
+    _agreed = True
+    _tell_guard(b"agreed")
+
+
+def report(code):
+    """Tell the guard, where there is one, with which exit code this process ends."""
+    _tell_guard(str(code & 0xFF).encode())
+
+
+def before_leaving(function):
+    """Call `function()` when a second signal ends this process: for what it started and would leave behind."""
+    global _before_leaving
+    _before_leaving = function
+
+
+def leave_to_parent(worker=None):
+    """For a child process that serves this one (a DataLoader's `worker_init_fn` too): its parent decides when it ends."""
+    for number in POLITE:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _take(number, frame):
+    global _name, _first, _from_guard
+    passed_on, _from_guard = _from_guard, None
+    number = passed_on or number
+    now = time.monotonic()
+    if _name is None:
+        _name, _first = signal.Signals(number).name, now
+        if not _politely:
+            raise Stopped(number)
+    elif now - _first > REPEAT and not passed_on:  # the guard counts for itself
+        leave_at_once(number)
+
+
+def leave_at_once(number):
+    """End this process with 128 + `number`."""
+    report(128 + number)
+    if _before_leaving is not None:
+        _before_leaving()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # the signal may have come in the middle of a print
+            stream.flush()
+    os._exit(128 + number)
+
+
+def _forget():
+    """In a forked child: it dies as other processes do, but not by what is sent to a whole group; the link is not its own."""
+    global _guard
+    if _guard is not None:
+        _guard.close()
+        _guard = None
+    if signal.getsignal(signal.SIGTERM) is _take:
+        leave_to_parent()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what multiprocessing ends its children with
+
+
+def _hear(guard):
+    """A thread of the rank: takes what the guard passes on; when the guard is gone, that is a request with a deadline."""
+    with suppress(OSError):
+        while word := guard.recv(16):
+            _interrupt(int(word))
+    _interrupt(signal.SIGHUP)
+    alone = time.monotonic()
+    while not _agreed:
+        time.sleep(0.2)
+        waited = time.monotonic() - max(alone, _asked_at or 0)
+        if not _unhurried and waited > max(DEADLINE, 5 * _longest):
+            rank = os.environ["RANK"]
+            print(f"error: rank {rank} lost its launcher and no longer moves; it ends, unsaved", file=sys.stderr, flush=True)
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _interrupt(number):
+    global _from_guard
+    _from_guard = number
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)  # wakes the main thread from a system call too
+
+
+def _tell_guard(word):
+    if _guard is not None:
+        with suppress(OSError):  # it is gone
+            _guard.send(word)
