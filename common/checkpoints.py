@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerState
 
-from common import hardware, launch, manifest, models, resume, signals, versions
+from common import hardware, launch, manifest, models, resume, signals, versions, zero
 from common.log import is_rank_0, say, warn
 from common.refusal import Refusal
-from common.run_directory import step_of, write_json
+from common.run_directory import read_json, step_of, write_json
 from common.uploads import Uploads
 
 STOPPED = 75  # exit code after a polite stop: sysexits.h's EX_TEMPFAIL, try again later
@@ -36,22 +36,22 @@ class Stop(Exception):
 class Checkpoints(TrainerCallback):
     """Everything between a Trainer and its checkpoint-N/ directories.
 
-    run: RunDirectory; constants: the resolved ones, a dict; data_key: of the tokenised data; save_total_limit: how many
-    stay on this disk, the best one besides; uri: the store to upload to, None for none; keep_local: False removes all but
-    the newest and the best from this disk once they are verified in the store; micro_batch: rows of one micro-batch over
-    all ranks that the order of rows was made for.
+    run: RunDirectory; constants: the resolved ones, a dict; data_key: of the tokenised data; micro_batch: rows of one
+    micro-batch over all ranks that the order of rows is made for; save_total_limit: how many stay on this disk, the best one
+    besides; uri: the store to upload to, None for none; keep_local: False removes all but the newest and the best from this
+    disk once they are verified in the store.
     """
 
-    def __init__(self, trainer, run, constants, data_key, save_total_limit, uri=None, keep_local=True, micro_batch=None):
+    def __init__(self, trainer, run, constants, data_key, micro_batch, save_total_limit, uri=None, keep_local=True):
         self.trainer, self.run, self.constants, self.data_key = trainer, run, constants, data_key
         self.limit = save_total_limit if keep_local or not uri else 1
         self.uploads = Uploads(uri, run.path.name) if uri and is_rank_0() else None
         self.micro_batch = micro_batch
-        self.position = {}  # of the checkpoint that is resumed
+        self.position, self.regrouped = {}, None  # of the checkpoint that is resumed
         self.random = self.clean = None
         self.seen_safe = 0
-        self.save_plainly, self.evaluate_plainly = trainer._save_checkpoint, trainer.evaluate
-        trainer._save_checkpoint, trainer.evaluate = self.save, self.evaluate
+        self.save_plainly, self.evaluate_plainly, self.load_best_plainly = trainer._save_checkpoint, trainer.evaluate, trainer._load_best_model
+        trainer._save_checkpoint, trainer.evaluate, trainer._load_best_model = self.save, self.evaluate, self.load_best
         trainer.add_callback(self)
 
     # The training
@@ -72,9 +72,40 @@ class Checkpoints(TrainerCallback):
             return
         try:
             with signals.politely():
-                self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                self.trainer.train(resume_from_checkpoint=self._loadable(checkpoint))
         except Stop as stop:
             self._stop(stop)
+
+    def _loadable(self, checkpoint):
+        """The path to load: of what another number of ranks wrote, a copy that these can read."""
+        if checkpoint is None or manifest.read(checkpoint)["world_size"] == self.trainer.args.world_size:
+            return str(checkpoint) if checkpoint else None
+        self.trainer.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+        self.regrouped = launch.rank_0_decides(lambda: zero.regroup(checkpoint, self.trainer.args.world_size))
+        return str(self.regrouped)
+
+    def _regrouped_was_loaded(self):
+        """From here on DeepSpeed reads its ordinary checkpoints again."""
+        engine = self.trainer.model_wrapped
+        engine._config.load_universal_checkpoint = False
+        for state in engine.optimizer.optimizer.state.values():  # under ZeRO-3 one tensor is shared and would count double
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
+        if is_rank_0():
+            shutil.rmtree(self.regrouped, ignore_errors=True)
+
+    def load_best(self):
+        """In place of the trainer's `_load_best_model`, which cannot read what another number of ranks wrote."""
+        best = self.trainer.state.best_model_checkpoint
+        path = self._loadable(Path(best))
+        if path == best:
+            self.load_best_plainly()
+            return
+        engine = self.trainer.model_wrapped
+        engine._config.load_universal_checkpoint = True
+        engine.load_checkpoint(path, load_module_strict=False, load_optimizer_states=True, load_lr_scheduler_states=False)
+        launch.wait_for_all()
+        self._regrouped_was_loaded()
 
     def _load_the_end(self, checkpoint):
         trainer = self.trainer
@@ -89,6 +120,8 @@ class Checkpoints(TrainerCallback):
         position, trainer = self.position, self.trainer
         if not position:
             return
+        if self.regrouped:
+            self._regrouped_was_loaded()
         losses = position["loss_since_log"]
         mine = losses[args.process_index] if len(losses) == args.world_size else sum(losses) / len(losses)
         trainer._tr_loss.fill_(mine)
@@ -157,7 +190,7 @@ class Checkpoints(TrainerCallback):
         newest = whole[-1] if whole else "none"
         said = f"{directory.name} was not saved: the disk of {self.run.path} is full; the newest whole one is {newest}"
         if self.trainer.args.world_size > 1:  # the other ranks wait for this one's part, so the run ends here
-            raise Refusal(f"{said}. Free some space there and resume with {self._command()}") from error
+            raise Refusal(f"{said}. Free some space there, then: {self._command()}") from error
         shutil.rmtree(directory, ignore_errors=True)
         warn(f"{said}. Training goes on and the next save tries again. Free some space there")
 
@@ -175,10 +208,9 @@ class Checkpoints(TrainerCallback):
             for part, _ in parts:
                 files |= part
             if models.is_finite(directory):
-                optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
                 manifest.write(
                     directory, dict(sorted(files.items())), step=state.global_step, world_size=args.world_size, data_key=self.data_key,
-                    sharded=self.trainer.is_deepspeed_enabled, optimizer=type(getattr(optimizer, "optimizer", optimizer)).__name__,
+                    sharded=self.trainer.is_deepspeed_enabled, optimizer=optimizer_name(self.trainer.optimizer),
                     position=self._position([loss for _, loss in parts]), versions=versions.installed(), constants=self.constants,
                 )  # fmt: skip
                 say(f"saved {directory.name}", terminal=not sys.stderr.isatty())
@@ -255,7 +287,12 @@ class Checkpoints(TrainerCallback):
         raise SystemExit(STOPPED)
 
     def _command(self):
-        return f"the same command with --resume-from-checkpoint {self.run.path if self.run else ''}"
+        """What to type to go on from the newest whole checkpoint."""
+        whole = [path for _, path in self.run.whole_checkpoints()]
+        command, newest = read_json(self.run.run, {}).get("command", ""), whole[-1] if whole else "auto"
+        if command.startswith("python "):
+            return f"{command} --resume-from-checkpoint {newest}"
+        return f"the same call with resume_from_checkpoint={str(newest)!r}"
 
     def _wait(self):
         unsafe = self.uploads.wait(say=say)
@@ -340,6 +377,13 @@ def hashed_writes():
         yield written
     finally:
         torch.save = plainly
+
+
+def optimizer_name(optimizer):
+    """Where its class is defined, below what accelerate and DeepSpeed wrap around it: "torch.optim.adamw.AdamW"."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
 
 
 def gather(value):

@@ -36,6 +36,28 @@ def check(output_dir, name, resume=None, uri=None, check_store=True):
         require_checkpoint(resume)
 
 
+def peek(output_dir, name, resume=None, uri=None):
+    """The manifest of what `open_run` will probably go on from, without verifying it; None for a fresh run."""
+    if resume is None:
+        return None
+    if "://" in resume:
+        store, key, step = _in_store(resume)
+        return _manifest_in_store(store, key, step)
+    if resume != "auto":
+        return manifest.read(resume)
+    run = _newest_run_here(output_dir, name)
+    whole = run.whole_checkpoints() if run else []
+    if whole:
+        return manifest.read(whole[-1][1])
+    return _manifest_in_store(storage.open_store(uri), run.path.name if run else name, None) if uri else None
+
+
+def _manifest_in_store(store, key, step):
+    steps = [step] if step is not None else steps_in_store(store, key)
+    data = store.read(f"{key}/checkpoint-{steps[-1]}/{manifest.NAME}") if steps else None
+    return manifest.parse(data, store.uri(f"{key}/checkpoint-{steps[-1]}")) if data else None
+
+
 def open_run(output_dir, name, resume=None, uri=None):
     """(RunDirectory, checkpoint to go on from or None). A fresh run never touches another one: it takes name-2, name-3, …
 
@@ -97,12 +119,16 @@ def _free_name(name, taken):
     return f"{name}-{max(numbers) + 1}" if numbers else name
 
 
+def _newest_run_here(output_dir, name):
+    runs = [p for p in Path(output_dir).glob(f"{name}*/run.json") if _of_this_name(name, p.parent.name)]
+    return RunDirectory(max(runs, key=lambda p: p.stat().st_mtime).parent) if runs else None
+
+
 def _newest_here(output_dir, name):
     """The run of this name that was written last, and its newest checkpoint that verifies; what does not is set aside."""
-    runs = [p for p in Path(output_dir).glob(f"{name}*/run.json") if _of_this_name(name, p.parent.name)]
-    if not runs:
+    run = _newest_run_here(output_dir, name)
+    if run is None:
         return None, None
-    run = RunDirectory(max(runs, key=lambda p: p.stat().st_mtime).parent)
     in_use(run)
     for step, checkpoint in reversed(run.checkpoints()):
         if not manifest.exists(checkpoint):
@@ -244,10 +270,16 @@ HARMLESS = (
 )
 
 
-def changed_constants(checkpoint, constants, data_key, world_size):
+def micro_batch(checkpoint, rows):
+    """Rows of one micro-batch over all ranks that the order of rows is made for: those of the run that is resumed, else `rows`."""
+    return manifest.read(checkpoint)["position"]["micro_batch"] if checkpoint else rows
+
+
+def changed_constants(checkpoint, constants, data_key, world_size, sharded):
     """Sentences about constants that are not those of `checkpoint`; `Refusal` where one changed that makes it another run.
 
-    data_key: of the tokenised data; world_size: ranks of this start. Ranks x accumulation must stay: a step has the same rows.
+    data_key: of the tokenised data; world_size: ranks of this start; sharded: under DeepSpeed. Ranks x accumulation must stay:
+    a step has the same rows.
     """
     found = manifest.read(checkpoint)
     before = found["constants"]
@@ -261,6 +293,9 @@ def changed_constants(checkpoint, constants, data_key, world_size):
             )
     if found["data_key"] != data_key:
         raise Refusal(f"the training files changed since {checkpoint} was written, so its place in them means nothing; start afresh")
+    if sharded and not found["sharded"]:
+        raise Refusal(f"{checkpoint} was written by one process without ZeRO, whose optimiser state cannot be divided among ranks; resume "
+                      "with plain python on one GPU (CUDA_VISIBLE_DEVICES=0), or start a new run from it with INITIAL_MODEL")  # fmt: skip
     accumulation = "GRADIENT_ACCUMULATION_STEPS"
     micro_batches = before[accumulation] * found["world_size"]
     if micro_batches != constants[accumulation] * world_size:

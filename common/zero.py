@@ -1,11 +1,19 @@
-"""DeepSpeed's JSON against the constants: "auto" is decided by the constants, only what the file says otherwise is checked."""
+"""DeepSpeed's ZeRO: its JSON against the constants, and its checkpoints for another number of ranks."""
 
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from common import manifest
 from common.refusal import Refusal
 from common.run_directory import read_json
 
 
 def check(path, **constants):
-    """The JSON in `path` when it contradicts no constant; `Refusal` naming both values when it does.
+    """The JSON in `path` when it contradicts no constant; `Refusal` naming both values when it does. "auto" is the constants' to decide.
 
     constants: {JSON key, nested with __: value}, for example gradient_clipping=1.0, bf16__enabled=True.
     """
@@ -20,3 +28,38 @@ def check(path, **constants):
             name = key.replace("__", ".")
             raise Refusal(f'{path} says {name} = {found!r}, the constants say {wanted!r}; write "auto" there, or change the constant')
     return config
+
+
+def in_one_process():
+    """Make this process the only rank of a process group, so that it can go on from what several ranks wrote."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+
+
+def regroup(checkpoint, world_size):
+    """A copy of the ZeRO checkpoint that any number of ranks can load, through DeepSpeed's universal format; `checkpoint` stays as it is.
+
+    Returns the copy's path; it takes the checkpoint's disk once more and is to be removed after loading. Raises `Refusal` for
+    an optimiser whose state is quantised in blocks of one rank's part.
+    """
+    found = manifest.read(checkpoint)
+    if found["optimizer"].startswith("bitsandbytes"):
+        raise Refusal(
+            f"{checkpoint} was written by {found['world_size']} rank(s) with {found['optimizer']}, whose quantised state cannot be divided "
+            f"among {world_size}; resume on as many GPUs as before, or train with OPTIM = \"adamw_torch_fused\" from the start"
+        )
+    copy = checkpoint.with_name(f".regrouped-{checkpoint.name}")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(checkpoint, copy, copy_function=os.link)
+    (states,) = copy.glob("global_step*")
+    command = [
+        *(sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", states, "--output_folder", f"{states}_universal"),
+        *("--inject_missing_state", "--num_extract_workers", "1", "--num_merge_workers", "1"),
+    ]
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    done = subprocess.run([str(part) for part in command], env=alone, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"regrouping {checkpoint} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    return Path(copy)

@@ -103,8 +103,9 @@ def main(**overrides):
         raise refusal.Refusal("EARLY_STOPPING_PATIENCE needs HELD_OUT above 0 and LOAD_BEST_MODEL_AT_END: it watches the held-out loss")
     run_name = RUN_NAME or settings.default_run_name
     resume.check(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)  # a wrong name, path or key is said now
-    ds_config = None  # one process needs no ZeRO
-    if launch.is_distributed():
+    ds_config = None  # one process needs no ZeRO, unless it goes on from what several wrote
+    before = resume.peek(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)
+    if launch.is_distributed() or (before and before["sharded"]):
         ds_config = zero.check(DS_CONFIG, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
                                train_micro_batch_size_per_gpu=PER_DEVICE_TRAIN_BATCH_SIZE, bf16__enabled=True)  # fmt: skip
     if settings.prefetch:
@@ -129,6 +130,8 @@ def main(**overrides):
     log.say_once(tokenised.describe(data.statistics))
     launch.prepare_process()
     launch.on_all_gpus(settings)  # several GPUs: starts one rank on each and ends here; otherwise goes on
+    if ds_config and not launch.is_distributed():
+        zero.in_one_process()
 
     import unsloth  # noqa: F401, I001 - the first heavy import, before trl, transformers and peft: it patches them
     import torch
@@ -181,7 +184,7 @@ def main(**overrides):
     if RESUME_FROM_CHECKPOINT and not checkpoint:
         log.say(f"nothing to resume: no whole checkpoint of a run named {run_name} is in {OUTPUT_DIR}/; this run starts afresh")
     if checkpoint:
-        for sentence in resume.changed_constants(checkpoint, settings.values, data.path.name, args.world_size):
+        for sentence in resume.changed_constants(checkpoint, settings.values, data.path.name, args.world_size, ds_config is not None):
             log.warn(sentence)
     with memory.advice(**settings.values):
         model, tokenizer = models.load(initial or model_name, MAX_SEQ_LENGTH, LOAD_IN_4BIT, MODEL_REVISION, GRADIENT_CHECKPOINTING)
@@ -191,9 +194,10 @@ def main(**overrides):
     trainer = SFTTrainer(model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
     models.train_in_fp32(model)  # after the trainer, which turns a 4-bit model's adapter to bf16
     watching.attach(trainer, run, EARLY_STOPPING_PATIENCE)
-    kept = checkpoints.Checkpoints(trainer, run, settings.values, data.path.name, SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)
+    micro_batch = resume.micro_batch(checkpoint, PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size)
+    kept = checkpoints.Checkpoints(trainer, run, settings.values, data.path.name, micro_batch, SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)
     if not args.packing:
-        batches.group_by_length(trainer, train["length"], PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size, SEED)
+        batches.group_by_length(trainer, train["length"], micro_batch, SEED)
     steps = watching.announce(trainer, run, data.statistics, WARMUP_RATIO)
     with run.recording(log.warnings, active=log.is_rank_0()):
         with memory.advice(**settings.values):
