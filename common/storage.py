@@ -10,21 +10,20 @@ STORAGE_EMULATOR_HOST and AWS_ENDPOINT_URL lead to another server. How a server 
 """
 
 import json
-import os
 import queue
 import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from contextlib import contextmanager
+from pathlib import Path
 
 from common import buckets, hardware, log, manifest
-from common.buckets import CHECKING, PATIENT, Damaged, StorageError
+from common.buckets import CHECKING, PATIENT, StorageError
+from common.objects import Objects, facts_of, is_whole, part_of, size_up_to
 from common.refusal import Refusal
 
 PART = 16 << 20  # bytes that one request moves; GCS wants a multiple of 256 KiB
-MOST_PARTS = 9_000  # of one object; S3 takes 10,000
 FILES_AT_ONCE = 4  # of one directory; memory: three parts for each
 CHECK_SECONDS = 30  # within which a store must answer before a training starts
 SAY_SECONDS = 30  # between two lines about a download where there is no terminal for a bar
@@ -38,17 +37,8 @@ def open_store(uri, patience=PATIENT, part=PART):
     return Store(uri, *buckets.parse(uri), patience, part)
 
 
-class Store:
-    """Objects below one prefix. Keys are relative to it, with /. Its methods may be called from several threads."""
-
-    def __init__(self, uri, scheme, root, patience, part):
-        self._uri, self._scheme, self._root = uri.rstrip("/"), scheme, root
-        self._patience, self._part = patience, part
-        self._lock, self._opened = threading.Lock(), (None, None)
-
-    def uri(self, key=""):
-        """The address of `key`, for messages."""
-        return f"{self._uri}/{key}" if key else self._uri
+class Store(Objects):
+    """Objects below one prefix, and whole directories of them. Keys are relative to it, with /."""
 
     def check(self):
         """Write, read, list and delete a small object; `Refusal` in one sentence where that fails or takes over CHECK_SECONDS."""
@@ -56,51 +46,7 @@ class Store:
 
     def check_readable(self):
         """The same for a store that is only read: list it."""
-        self._answers_in_time(lambda quick: quick._try("list", lambda: quick._fs.ls(quick._path())))
-
-    def names(self, key=""):
-        """The names directly below `key`, sorted: of objects and of what would be directories. Empty where there are none."""
-        path = self._path(key)
-
-        def listed():
-            try:
-                return self._fs.ls(path, detail=False)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-
-        found = (p.rstrip("/") for p in self._persist(f"{self.uri(key)} could not be listed", listed))
-        return sorted(p[len(path) + 1 :] for p in found if p.startswith(f"{path}/"))
-
-    def read(self, key):
-        """The bytes of the object `key`, compared with the store's checksum; None where there is no such object."""
-
-        def fetched():
-            try:
-                data = self._fs.cat_file(self._path(key))
-            except FileNotFoundError:
-                return None
-            if not self._holds(key, _facts(data)):
-                raise Damaged("it changed on the way")
-            return data
-
-        return self._persist(f"{self.uri(key)} could not be read", fetched)
-
-    def upload_bytes(self, data, key):
-        """Store the bytes `data` as `key` and verify them there. Raises StorageError when the retries are used up."""
-        expected = _facts(data)
-        what = f"{self.uri(key)} could not be written"
-        self._persist(what, lambda: self._holds(key, expected) or self._send([data], key, expected, what), len(data))
-
-    def upload(self, path, key, expected=None):
-        """Store the file `path` as `key`, in parts if large, and verify it there; what is there already is not sent again.
-
-        expected: {"size", "crc32c"} of the manifest, else those of the file now. Raises StorageError when the file is not (or no
-        longer) what is expected, or when the retries are used up.
-        """
-        what = f"{path} could not be stored as {self.uri(key)}"
-        with _reading(path, what):
-            expected = expected or {"size": os.path.getsize(path), "crc32c": manifest.crc32c(path)}
-            self._persist(what, lambda: self._holds(key, expected) or self._send(self._blocks(path), key, expected, what), expected["size"])
+        self._answers_in_time(lambda quick: quick._try("list", quick._list))
 
     def upload_directory(self, directory, key):
         """Store what the manifest of `directory` names below `key`, several files at once, and the manifest when all are verified.
@@ -110,17 +56,14 @@ class Store:
         directory = Path(directory)
         files = manifest.read(directory)["files"]
         text = (directory / manifest.NAME).read_bytes()
-        if self.read(f"{key}/{manifest.NAME}") not in (None, text):  # of another directory of this name, whose files change now
-            self._delete(f"{key}/{manifest.NAME}")
+        seal = _join(key, manifest.NAME)
+        if self.read(seal) not in (None, text):  # of another directory of this name, whose files change now
+            self._delete(seal)
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-            sent = [pool.submit(self.upload, directory / name, f"{key}/{name}", files[name]) for name in files]
-            try:
-                for one in sent:
-                    one.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        self.upload_bytes(text, f"{key}/{manifest.NAME}")
+            _finish([pool.submit(self.upload, directory / name, _join(key, name), files[name]) for name in files])
+        if (directory / manifest.NAME).read_bytes() != text:
+            raise StorageError(f"{directory} was written anew while it was stored as {self.uri(key)}; it will have to be stored again")
+        self.upload_bytes(text, seal)
 
     def download_directory(self, key, directory, progress=None):
         """Bring what the manifest below `key` names into `directory`, verified, its manifest last; returns the manifest.
@@ -128,10 +71,10 @@ class Store:
         Whole files that are there stay, parts of files are gone on with. progress: called with the bytes that came, of all files.
         `Refusal` where there is no manifest, it names files outside, or the disk is too small; StorageError for the rest.
         """
-        text = self.read(f"{key}/{manifest.NAME}")
+        text = self.read(_join(key, manifest.NAME))
         if text is None:
             raise Refusal(f"{self.uri(key)} has no {manifest.NAME}, which is written last: its upload was not finished; take another one")
-        found = manifest.parse(text, self.uri(f"{key}/{manifest.NAME}"))
+        found = manifest.parse(text, self.uri(_join(key, manifest.NAME)))
         self._fetch(key, directory, found["files"], progress)
         manifest.write_whole(Path(directory) / manifest.NAME, text)
         return found
@@ -149,114 +92,31 @@ class Store:
         for name in names:
             manifest.check_name(name, self.uri(key))
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-            facts = pool.map(lambda n: self._persist(what, lambda: self._describe(f"{key}/{n}".lstrip("/"))), names)
+            facts = pool.map(lambda n: self._persist(what, lambda: self._describe(_join(key, n))), names)
             files = dict(zip(names, facts, strict=True))
         self._fetch(key, directory, files, progress)
         manifest.write(directory, files, source=self.uri(key))
         return manifest.read(directory)
-
-    # objects
-
-    @property
-    def _fs(self):
-        with self._lock:
-            if self._opened[0] != os.getpid():  # a forked child has none of its parent's threads
-                self._opened = os.getpid(), buckets.connect(self._scheme, self._patience)
-            return self._opened[1]
-
-    def _path(self, key=""):
-        return f"{self._root}/{key}".rstrip("/")
-
-    def _persist(self, what, operation, size=0):
-        return buckets.persist(what, operation, self._patience, size)
-
-    def _describe(self, key):
-        """{"size", "crc32c"} of the object `key` as the store has it; where it reports no checksum the object is read back."""
-        size, crc32c = buckets.stat(self._fs, self._scheme, self._path(key))
-        return {"size": size, "crc32c": crc32c or self._hashed(key, size)}
-
-    def _hashed(self, key, size):
-        found = manifest.Crc32c()
-        for start in range(0, size, self._part):
-            found.update(self._fs.cat_file(self._path(key), start=start, end=min(start + self._part, size)))
-        return found.text()
-
-    def _holds(self, key, expected):
-        """True where the store has `key` with the size and checksum expected."""
-        try:
-            size, crc32c = buckets.stat(self._fs, self._scheme, self._path(key))
-            return size == expected["size"] and (crc32c or self._hashed(key, size)) == expected["crc32c"]
-        except FileNotFoundError:
-            return False
-
-    def _delete(self, key):
-        def deleted():
-            with suppress(FileNotFoundError):
-                self._fs.rm_file(self._path(key))
-
-        self._persist(f"{self.uri(key)} could not be deleted", deleted)
-
-    def _blocks(self, path):
-        with open(path, "rb") as content:
-            while block := content.read(self._part):
-                yield block
-
-    def _send(self, blocks, key, expected, what):
-        """Write `blocks` as `key`, unless they turn out to be others than expected, and ask the store what it has then."""
-        part = max(self._part, -(-expected["size"] // MOST_PARTS // 2**18) * 2**18)
-        size, found = 0, manifest.Crc32c()
-        with buckets.writing(self._fs, self._scheme, self._path(key), part) as out:
-            for block in blocks:
-                size += len(block)
-                found.update(block)
-                out.write(block)
-            if {"size": size, "crc32c": found.text()} != {name: expected[name] for name in ("size", "crc32c")}:
-                raise StorageError(f"{what}: it is not what its manifest says any more; it was changed or damaged after it was written")
-        if not self._holds(key, expected):
-            raise Damaged("what arrived has another size or checksum")
 
     # directories
 
     def _fetch(self, key, directory, files, progress):
         """Bring `files` ({name: {"size", "crc32c"}}) from below `key` into `directory`, several at once, each verified."""
         directory = Path(directory)
-        missing = {name: facts for name, facts in files.items() if not _is_whole(directory / name, facts)}
-        left = sum(facts["size"] - _size(_partial(directory / name), facts["size"]) for name, facts in missing.items())
+        missing = {name: facts for name, facts in files.items() if not is_whole(directory / name, facts)}
+        left = sum(facts["size"] - size_up_to(part_of(directory / name), facts["size"]) for name, facts in missing.items())
         hardware.require_disk(directory, left / 1e9, f"the download of {self.uri(key)}")
+        stopped = threading.Event()
         with _progress(f"downloading {self.uri(key)}", left, progress) as moved, ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-            came = [pool.submit(self._download, f"{key}/{name}".lstrip("/"), directory / name, facts, moved) for name, facts in missing.items()]
-            try:
-                for one in came:
-                    one.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+
+            def came(count):
+                if stopped.is_set():  # another file failed, or Ctrl-C
+                    raise StorageError(f"the download of {self.uri(key)} was stopped")
+                moved(count)
+
+            _finish([pool.submit(self.download, _join(key, name), directory / name, missing[name], came) for name in missing], stopped)
         for parent in {directory, *((directory / name).parent for name in files)}:
             manifest.sync_directory(parent)
-
-    def _download(self, key, target, expected, moved):
-        what, partial = f"{self.uri(key)} could not be brought to {target}", _partial(target)
-
-        def fetched():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if _size(partial, expected["size"]) == 0:
-                partial.unlink(missing_ok=True)  # there is none, or it is longer than the file
-            with partial.open("ab") as out:
-                for start in range(out.tell(), expected["size"], self._part):
-                    end = min(start + self._part, expected["size"])
-                    data = self._fs.cat_file(self._path(key), start=start, end=end)
-                    if len(data) != end - start:
-                        raise Damaged("less came than was asked for")
-                    out.write(data)
-                    moved(len(data))
-                out.flush()
-                os.fsync(out.fileno())
-            if not _is_whole(partial, expected):
-                partial.unlink()
-                raise Damaged("what came has another checksum")
-            os.replace(partial, target)
-
-        self._persist(what, fetched, expected["size"])
 
     # checks before there is something to lose
 
@@ -274,20 +134,67 @@ class Store:
         try:
             answer = said.get(timeout=CHECK_SECONDS)
         except queue.Empty:
-            raise Refusal(f"{self._uri} did not answer within {CHECK_SECONDS} s; check the network of this machine and the address") from None
+            raise Refusal(f"{self._uri} did not answer within {CHECK_SECONDS} s; check this machine's network and the address") from None
         if isinstance(answer, BaseException):
             raise answer from None
 
     def _try(self, verb, operation):
+        def sentence(error):
+            return buckets.refusal(self._uri, self._scheme, verb, error)
+
+        return buckets.persist("", operation, self._patience, sentence=sentence)
+
+    def _list(self):
         try:
-            return buckets.persist("", operation, self._patience, sentence=lambda error: buckets.refusal(self._uri, self._scheme, verb, error))
-        except StorageError as error:
-            raise Refusal(str(error)) from None
+            self._fs.ls(self._path())
+        except FileNotFoundError:
+            self._fs.ls(self._root.partition("/")[0] or self._root)  # nothing is there yet, or is there no bucket?
 
     def _probe(self, quick):
         key, data = f".probe-{uuid.uuid4().hex}", json.dumps({"probe": time.time()}).encode()
-        quick._try("write", lambda: quick._send([data], key, _facts(data), "the probe"))
+        quick._try("write", lambda: quick._write([data], key, facts_of(data), "the probe"))
         came = quick._try("read", lambda: quick._fs.cat_file(quick._path(key)))
+        quick._try("list", quick._list)
         quick._try("delete", lambda: quick._fs.rm_file(quick._path(key)))
         if came != data:
             raise Refusal(f"{self._uri} gave back something else than was written to it; it cannot be trusted with checkpoints")
+
+
+def _join(key, name):
+    return f"{key}/{name}" if key else name
+
+
+def _finish(futures, stopped=None):
+    """Wait for all; at the first exception those that did not begin are dropped, `stopped` tells the others, and it is raised."""
+    try:
+        for future in futures:
+            future.result()
+    except BaseException:
+        if stopped:
+            stopped.set()
+        for future in futures:
+            future.cancel()
+        raise
+
+
+@contextmanager
+def _progress(what, total, progress):
+    """A function that is told of bytes that came: `progress`, else a bar on a terminal, else a line now and then; rank 0 only."""
+    if progress is not None or total == 0:
+        yield progress or (lambda count: None)
+        return
+    from tqdm import tqdm
+
+    lock, came, said = threading.Lock(), 0, time.monotonic()
+    with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None if log.is_rank_0() else True) as bar:
+
+        def moved(count):
+            nonlocal came, said
+            with lock:
+                came += count
+                bar.update(count)
+                if bar.disable and time.monotonic() - said > SAY_SECONDS:
+                    said = time.monotonic()
+                    log.say(f"{what}: {came / 1e9:.1f} of {total / 1e9:.1f} GB")
+
+        yield moved
