@@ -101,36 +101,38 @@ def supervise(gpus, script):
     signals.before_leaving(_kill_everything)
     with signals.politely():
         launcher = subprocess.Popen([*command, *script], env=environment, start_new_session=True)  # Ctrl-C comes to this process alone
-        while launcher.poll() is None or None in ranks.values():
-            name = signals.requested()
+        while True:
+            name, ended = signals.requested(), launcher.poll() is not None
             if len(ranks) < len(gpus):
                 ranks |= {pid: None for pid in _adopted(script[0], launcher.pid) if pid not in ranks}
-                if launcher.returncode is not None or (name and len(ranks) < len(gpus)):
-                    break
+            if (name or ended) and len(ranks) < len(gpus):
+                break
             for pid in [pid for pid, code in ranks.items() if code is None]:
                 if name and not asked:
                     os.kill(pid, signal.Signals[name])
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
+                gone, status = os.waitpid(pid, os.WNOHANG)
+                if gone:
                     ranks[pid] = os.waitstatus_to_exitcode(status)
             asked = asked or bool(name)
+            if ended and None not in ranks.values():
+                break
             time.sleep(0.2)
     if len(ranks) < len(gpus):  # not all had started: no step was taken
         _kill_everything()
         if signals.requested():
             raise signals.Stopped(signal.Signals[signals.requested()])
     codes = set(ranks.values())
-    return _exit_code(codes.pop() if len(codes) == 1 else launcher.returncode)
+    return _exit_code(codes.pop() if len(codes) == 1 and len(ranks) == len(gpus) else launcher.returncode)
 
 
 def _adopted(script, launcher):
-    """The pids of the ranks that have left the launcher's tree."""
+    """The pids of the ranks, which have left the launcher's tree; their guards come here too when it dies, and stay in its session."""
     import psutil
 
     found = []
     for child in psutil.Process().children():
-        with suppress(psutil.Error):
-            if child.pid != launcher and script in child.cmdline():
+        with suppress(psutil.Error, ProcessLookupError):
+            if script in child.cmdline() and os.getsid(child.pid) != launcher:
                 found.append(child.pid)
     return found
 

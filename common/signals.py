@@ -139,11 +139,14 @@ def _forget():
 
 
 def _hear(guard):
-    """A thread of the rank: takes what the guard passes on; when the guard is gone, that is a request with a deadline."""
-    with suppress(OSError):
-        while word := guard.recv(16):
-            _interrupt(int(word))
-    _interrupt(signal.SIGHUP)
+    """A thread of the rank: takes what the guard passes on; where launcher or guard are gone, nobody else would end a rank that hangs."""
+    number = None
+    while number != signal.SIGHUP:
+        try:
+            number = int(guard.recv(16) or signal.SIGHUP)
+        except OSError:
+            number = signal.SIGHUP
+        _interrupt(number)
     alone = time.monotonic()
     while not _agreed:
         time.sleep(0.2)
