@@ -5,17 +5,15 @@ in place of `trainer.train`, and `kept.finish()` at the end.
 """
 
 import os
-import random
 import shutil
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.distributed as dist
 from transformers import TrainerCallback, TrainerState
 
-from common import hardware, launch, manifest, models, resume, signals, versions, zero
+from common import hardware, hashing, launch, manifest, models, remote_runs, signals, stopping, versions, zero
 from common.log import is_rank_0, say, warn
 from common.refusal import Refusal
 from common.run_directory import read_json, step_of, write_json
@@ -23,14 +21,6 @@ from common.uploads import Uploads
 
 STOPPED = 75  # exit code after a polite stop: sysexits.h's EX_TEMPFAIL, try again later
 ROOM = 1.1  # free disk that a save wants, as a multiple of the checkpoint before it
-
-
-class Stop(Exception):
-    """A signal was seen at a micro-step, in every rank at the same one; evaluating: inside an evaluation."""
-
-    def __init__(self, evaluating=False):
-        super().__init__()
-        self.evaluating = evaluating
 
 
 class Checkpoints(TrainerCallback):
@@ -47,11 +37,9 @@ class Checkpoints(TrainerCallback):
         self.limit = save_total_limit if keep_local or not uri else 1
         self.uploads = Uploads(uri, run.path.name) if uri and is_rank_0() else None
         self.micro_batch = micro_batch
-        self.position, self.regrouped = {}, None  # of the checkpoint that is resumed
-        self.random = self.clean = None
-        self.seen_safe = 0
-        self.save_plainly, self.evaluate_plainly, self.load_best_plainly = trainer._save_checkpoint, trainer.evaluate, trainer._load_best_model
-        trainer._save_checkpoint, trainer.evaluate, trainer._load_best_model = self.save, self.evaluate, self.load_best
+        self.between, self.regrouped, self.seen_safe = stopping.Between(trainer), None, 0
+        self.save_plainly, self.load_best_plainly = trainer._save_checkpoint, trainer._load_best_model
+        trainer._save_checkpoint, trainer._load_best_model = self.save, self.load_best
         trainer.add_callback(self)
 
     # The training
@@ -63,7 +51,7 @@ class Checkpoints(TrainerCallback):
         transformers 5.17 would take one step more than the run has.
         """
         if checkpoint is not None:
-            self.position = manifest.read(checkpoint)["position"]
+            self.between.resumed = manifest.read(checkpoint)["position"]
         if self.uploads:
             for _, whole in self.run.whole_checkpoints():
                 self.uploads.submit(whole, whole.name)  # what an interrupted run had not finished; what is there is not sent again
@@ -73,7 +61,7 @@ class Checkpoints(TrainerCallback):
         try:
             with signals.politely():
                 self.trainer.train(resume_from_checkpoint=self._loadable(checkpoint))
-        except Stop as stop:
+        except stopping.Stop as stop:
             self._stop(stop)
 
     def _loadable(self, checkpoint):
@@ -110,53 +98,28 @@ class Checkpoints(TrainerCallback):
     def _load_the_end(self, checkpoint):
         trainer = self.trainer
         trainer.state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
-        best = trainer.state.best_model_checkpoint
-        best = checkpoint.parent / Path(best).name if best and trainer.args.load_best_model_at_end else checkpoint
-        trainer._load_from_checkpoint(str(best if best.is_dir() else checkpoint))
+        self._find_best(trainer.state)
+        best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+        trainer._load_from_checkpoint(best or str(checkpoint))
         say(f"{checkpoint.name} is the end of this run: nothing is left to train")
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Go on in the middle of what the resumed checkpoint was in: a logging interval, an evaluation."""
-        position, trainer = self.position, self.trainer
-        if not position:
-            return
         if self.regrouped:
             self._regrouped_was_loaded()
-        losses = position["loss_since_log"]
-        mine = losses[args.process_index] if len(losses) == args.world_size else sum(losses) / len(losses)
-        trainer._tr_loss.fill_(mine)
-        trainer._total_loss_scalar, trainer._globalstep_last_logged = position["total_loss"], position["last_logged_step"]
-        if position["evaluation_due"]:
-            trainer._determine_best_metric(trainer._evaluate(None, None), None)
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self._heed_signals()
-        trainer = self.trainer
-        self.clean = (trainer._tr_loss.clone(), state.num_input_tokens_seen, trainer.current_flos)
-
-    def on_substep_end(self, args, state, control, **kwargs):
-        self._heed_signals()
+        self._find_best(state)
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.random, self.clean = random_state(), None
         if self.uploads and len(self.uploads.safe()) != self.seen_safe:
             self.prune()
 
-    def on_prediction_step(self, args, state, control, **kwargs):
-        self._heed_signals(evaluating=True)
-
-    def _heed_signals(self, evaluating=False):
-        if launch.agree(signals.requested() is not None):
-            signals.agreed()
-            raise Stop(evaluating)
-
-    def evaluate(self, *arguments, **keywords):
-        """The trainer's own, which draws random numbers for its loader: training goes on as if it had not."""
-        before = random_state()
-        try:
-            return self.evaluate_plainly(*arguments, **keywords)
-        finally:
-            set_random_state(before)
+    def _find_best(self, state):
+        """The best checkpoint so far where it is now: the run may have moved, or come from a store."""
+        best = self.run.path / f"checkpoint-{state.best_global_step}"
+        if state.best_global_step and manifest.exists(best):
+            state.best_model_checkpoint = str(best)
+        elif state.best_global_step:
+            warn(f"{best.name}, the best one so far, is not here any more; the best of what comes now will be the final model")
+            state.best_global_step = state.best_model_checkpoint = state.best_metric = None
 
     # Saving
 
@@ -164,19 +127,21 @@ class Checkpoints(TrainerCallback):
         """In place of the trainer's `_save_checkpoint`: the same files, then their manifest, then upload and pruning."""
         directory = self.run.path / f"checkpoint-{self.trainer.state.global_step}"
         if not launch.rank_0_decides(lambda: self._has_room(directory)):
+            self._not_saved()
             return
         try:
-            with hashed_writes() as written:
-                self.save_plainly(model, trial)
-            self._commit(directory, written)
+            with signals.unhurried():
+                with hashing.hashed_writes() as written:
+                    self.save_plainly(model, trial)
+                self._commit(directory, written)
         except Exception as error:
-            if not is_disk_full(error):
+            if not hardware.is_disk_full(error):
                 raise
             self._disk_was_full(directory, error)
 
     def _has_room(self, directory):
         if directory.exists():
-            resume.set_aside(directory, "unfinished")
+            self.run.set_aside(directory, "unfinished")
         sizes = [sum(f["size"] for f in manifest.read(path)["files"].values()) for _, path in self.run.whole_checkpoints()[-1:]]
         needed, free = ROOM * sum(sizes) / 1e9, hardware.free_disk_gb(self.run.path)
         if free < needed:
@@ -193,6 +158,15 @@ class Checkpoints(TrainerCallback):
             raise Refusal(f"{said}. Free some space there, then: {self._command()}") from error
         shutil.rmtree(directory, ignore_errors=True)
         warn(f"{said}. Training goes on and the next save tries again. Free some space there")
+        self._not_saved()
+
+    def _not_saved(self):
+        """What is not there cannot be the best."""
+        state = self.trainer.state
+        if state.best_global_step == state.global_step:
+            before = step_of(state.best_model_checkpoint or "")
+            losses = [entry["eval_loss"] for entry in state.log_history if entry["step"] == before and "eval_loss" in entry]
+            state.best_global_step, state.best_metric = before, losses[-1] if losses else None
 
     def _commit(self, directory, written):
         """Every rank hashed what it wrote; what is left - safetensors, JSON - is shared out, hashed, and the manifest written."""
@@ -208,29 +182,19 @@ class Checkpoints(TrainerCallback):
             for part, _ in parts:
                 files |= part
             if models.is_finite(directory):
+                position = self.between.position() | {"micro_batch": self.micro_batch, "loss_since_log": [loss for _, loss in parts]}
                 manifest.write(
                     directory, dict(sorted(files.items())), step=state.global_step, world_size=args.world_size, data_key=self.data_key,
-                    sharded=self.trainer.is_deepspeed_enabled, optimizer=optimizer_name(self.trainer.optimizer),
-                    position=self._position([loss for _, loss in parts]), versions=versions.installed(), constants=self.constants,
+                    sharded=self.trainer.is_deepspeed_enabled, optimizer=optimizer_name(self.trainer.optimizer), position=position,
+                    versions=versions.installed(), constants=self.constants,
                 )  # fmt: skip
                 say(f"saved {directory.name}", terminal=not sys.stderr.isatty())
                 self._upload(directory)
                 self.prune()
             else:
-                aside = resume.set_aside(directory, "not-finite")
+                aside = self.run.set_aside(directory, "not-finite")
                 warn(f"{directory.name} holds NaN or infinite numbers; it is now {aside.name} and nothing resumes from it")
         launch.wait_for_all()
-
-    def _position(self, losses):
-        """Where in the data and in what the trainer does between two steps this checkpoint stands."""
-        trainer = self.trainer
-        args, state = trainer.args, trainer.state
-        return {
-            "epoch": state.epoch, "rows": state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            "micro_batch": self.micro_batch, "input_tokens": state.num_input_tokens_seen, "loss_since_log": losses,
-            "total_loss": trainer._total_loss_scalar, "last_logged_step": trainer._globalstep_last_logged,
-            "evaluation_due": getattr(self, "evaluation_due", False),
-        }  # fmt: skip
 
     def _upload(self, directory):
         if not self.uploads:
@@ -240,7 +204,7 @@ class Checkpoints(TrainerCallback):
         self._upload_run_files()
 
     def _upload_run_files(self):
-        paths = {name: self.run.path / name for name in resume.RUN_FILES}
+        paths = {name: self.run.path / name for name in remote_runs.FILES}
         self.uploads.submit_files({name: path for name, path in paths.items() if path.is_file()})
 
     def prune(self):
@@ -266,18 +230,16 @@ class Checkpoints(TrainerCallback):
         say(f"{signals.requested() or 'a signal to another process'}: stopping after step {state.global_step}")
         directory = self.run.path / f"checkpoint-{state.global_step}"
         if state.global_step and not manifest.exists(directory):
-            set_random_state(self.random)
-            if self.clean is not None:  # the unfinished accumulation never was
-                loss, state.num_input_tokens_seen, trainer.current_flos = self.clean
-                trainer._tr_loss.copy_(loss)
-            self.evaluation_due = stop.evaluating
+            self.between.drop_unfinished_step(stop)
             trainer._save_checkpoint(trainer.model_wrapped, None)
         if is_rank_0():
             self.run.update(status="stopped")
             whole = [path.name for _, path in self.run.whole_checkpoints()]
             if self.uploads:
                 self._upload_run_files()
-                self._wait()
+                unsafe = self._wait()
+                for key, why in sorted(unsafe.items()):
+                    warn(f"{key} is not safe in the store: {why}; it is whole in {self.run.path}")
             if whole:
                 say(f"stopped after {whole[-1]}; to go on: {self._command()}")
             else:
@@ -297,6 +259,8 @@ class Checkpoints(TrainerCallback):
     def _wait(self):
         unsafe = self.uploads.wait(say=say)
         self.uploads.close()
+        if not unsafe:
+            say(f"everything is verified in the store; uploading held the training up for {self.uploads.blocked_seconds:.2f} s in all")
         return unsafe
 
     def finish(self, directories=()):
@@ -320,65 +284,6 @@ class Checkpoints(TrainerCallback):
         return {"uploads_blocked_seconds": round(self.uploads.blocked_seconds, 4)}
 
 
-def random_state():
-    """The state of every generator that training draws from in this process."""
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def set_random_state(state):
-    """Put back what `random_state` gave."""
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
-    if state[3] is not None:
-        torch.cuda.set_rng_state(state[3])
-
-
-class _Hashing:
-    """A file that hashes what passes through it."""
-
-    def __init__(self, file):
-        self.file, self.checksum, self.size = file, manifest.Crc32c(), 0
-
-    def write(self, data):
-        view = memoryview(data).cast("B")
-        for start in range(0, len(view), manifest.BLOCK):
-            self.checksum.update(bytes(view[start : start + manifest.BLOCK]))
-        self.size += len(view)
-        return self.file.write(view)
-
-    def flush(self):
-        self.file.flush()
-
-
-@contextmanager
-def hashed_writes():
-    """While inside, what `torch.save` writes to a path is hashed on its way and flushed to disk: {path: {"size", "crc32c"}}.
-
-    These are the shards of optimiser and weights, nearly all of a large checkpoint: each rank hashes its own, from memory,
-    so that the manifest says what was meant to be written and nothing is read again.
-    """
-    written, plainly = {}, torch.save
-
-    def save(obj, f, *arguments, **keywords):
-        if not isinstance(f, str | os.PathLike):
-            return plainly(obj, f, *arguments, **keywords)
-        with open(f, "wb") as file:
-            hashing = _Hashing(file)
-            plainly(obj, hashing, *arguments, **keywords)
-            file.flush()
-            os.fsync(file.fileno())
-        written[os.fspath(f)] = {"size": hashing.size, "crc32c": hashing.checksum.text()}
-        return None
-
-    torch.save = save
-    try:
-        yield written
-    finally:
-        torch.save = plainly
-
-
 def optimizer_name(optimizer):
     """Where its class is defined, below what accelerate and DeepSpeed wrap around it: "torch.optim.adamw.AdamW"."""
     while hasattr(optimizer, "optimizer"):
@@ -388,19 +293,8 @@ def optimizer_name(optimizer):
 
 def gather(value):
     """[`value` of rank 0, of rank 1, …] in every rank."""
-    import torch.distributed as dist
-
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return [value]
     found = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
-
-
-def is_disk_full(error):
-    """True where this error, or one that led to it, is a full disk or an exceeded quota, in whatever words a library puts it."""
-    while error is not None:
-        if any(words in str(error) for words in ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

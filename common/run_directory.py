@@ -29,6 +29,8 @@ from pathlib import Path
 from common import manifest, signals
 from common.refusal import Refusal
 
+_taken = {}  # locks
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -77,6 +79,32 @@ class RunDirectory:
                 earlier = read_json(self.run, {}).get("warnings", [])  # of the session before a resume
                 said = [*earlier, *(w for w in warnings if w not in earlier)]
                 self.update(status=status, finished=now(), seconds=round(time.time() - start, 1), warnings=said)
+
+    def take(self):
+        """Make the run this process's until it ends, however it ends; `Refusal` where another one, perhaps still saving, has it."""
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path.resolve() / ".lock"
+        lock = _taken.setdefault(path, FileLock(path, timeout=0))
+        try:
+            if not lock.is_locked:
+                lock.acquire()
+        except Timeout:
+            raise Refusal(f"{self.path} is in use by another process, which may still be saving; wait until it ended, or stop it") from None
+
+    def set_aside(self, checkpoint, why):
+        """Rename a checkpoint to `why`-checkpoint-N-TIME, where nothing takes it for one; its new path."""
+        target = checkpoint.with_name(f"{why}-{checkpoint.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        while target.exists():
+            target = target.with_name(f"{target.name}x")
+        checkpoint.rename(target)
+        return target
+
+    def set_aside_newer(self, checkpoint):
+        """Rename the checkpoints after `checkpoint`, which a resume from it abandons; their new names."""
+        newer = [path for step, path in self.checkpoints() if step > step_of(checkpoint)]
+        return [self.set_aside(path, "abandoned").name for path in newer]
 
     def held_out_file(self):
         """validation.jsonl, else test.jsonl; None where nothing is held out."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from common import batches, hardware, log, models, resume, tracking, versions
+from common import batches, hardware, log, models, tracking, versions
 from common.log import is_rank_0, say, warn
 from common.refusal import Refusal
 from common.run_directory import read_json
@@ -25,7 +25,7 @@ def begin(run, checkpoint, settings, model, model_name, data, report_to, packing
         return
     total, trainable = models.count_parameters(model)
     hardware.require_disk(run.path, trainable * BYTES_A_CHECKPOINT / 1e9, "one checkpoint")
-    abandoned = resume.set_aside_newer(checkpoint) if checkpoint else []
+    abandoned = run.set_aside_newer(checkpoint) if checkpoint else []
     notes = not_covered(packing)
     run_id = tracking.prepare(report_to, run, (read_json(run.run) or {}).get("wandb_run_id"))
     run.begin(
@@ -38,8 +38,9 @@ def begin(run, checkpoint, settings, model, model_name, data, report_to, packing
     say(f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.2%}); the run goes to {run.path}/")
     for note in notes:
         say(f"note: {note}")
-    if abandoned:
-        say(f"resuming from {checkpoint.name}, so what came after it is now {', '.join(abandoned)}")
+    if checkpoint:
+        after = f"; what came after it is now {', '.join(abandoned)}" if abandoned else ""
+        say(f"resuming from {checkpoint.name}{after}")
     tracking.start(report_to, run_id, settings.values)
 
 

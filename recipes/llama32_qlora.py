@@ -15,8 +15,9 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common import chat_rows, constants, hub, launch, log, memory, mixing, refusal, resume, run_directory, tokenised, tracking, versions, zero
+from common import chat_rows, constants, hub, launch, log, memory, mixing, resume, run_directory, tokenised, tracking, versions, zero
 from common.constants import Share
+from common.refusal import Refusal
 
 # Model
 MODEL_NAME: str = "meta-llama/Llama-3.2-3B-Instruct"  # gated: needs HF_TOKEN; the ungated copy is the next line
@@ -67,7 +68,7 @@ KEEP_LOCAL: bool = True  # False removes from this disk what is verified in the 
 EVAL_STEPS: PositiveInt = 100  # optimiser steps between held-out losses
 EARLY_STOPPING_PATIENCE: PositiveInt | None = None  # evaluations without a better held-out loss until it stops; None never stops
 LOAD_BEST_MODEL_AT_END: bool = True  # final_model is the checkpoint with the lowest held-out loss; False takes the last
-RESUME_FROM_CHECKPOINT: str | None = None  # a checkpoint-N directory, gs://…/run, or "auto": the newest of this RUN_NAME, here or in the store
+RESUME_FROM_CHECKPOINT: str | None = None  # a checkpoint-N directory, gs://…/run, or "auto": the newest of RUN_NAME
 MERGE: bool = True  # also write merged_model/ in 16 bit: 6.4 GB
 
 # Logging
@@ -97,12 +98,12 @@ def main(**overrides):
     settings = constants.resolve(globals(), overrides)  # from here on the capitals hold the resolved values
     versions.check()
     if SAVE_STEPS % EVAL_STEPS and LOAD_BEST_MODEL_AT_END and HELD_OUT:
-        raise refusal.Refusal(f"SAVE_STEPS = {SAVE_STEPS} is no multiple of EVAL_STEPS = {EVAL_STEPS}; a checkpoint without its held-out "
+        raise Refusal(f"SAVE_STEPS = {SAVE_STEPS} is no multiple of EVAL_STEPS = {EVAL_STEPS}; a checkpoint without its held-out "
                               "loss cannot be the best: change one, or set LOAD_BEST_MODEL_AT_END = False")  # fmt: skip
     if EARLY_STOPPING_PATIENCE and not (HELD_OUT and LOAD_BEST_MODEL_AT_END):
-        raise refusal.Refusal("EARLY_STOPPING_PATIENCE needs HELD_OUT above 0 and LOAD_BEST_MODEL_AT_END: it watches the held-out loss")
+        raise Refusal("EARLY_STOPPING_PATIENCE needs HELD_OUT above 0 and LOAD_BEST_MODEL_AT_END: it watches the held-out loss")
     run_name = RUN_NAME or settings.default_run_name
-    resume.check(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)  # a wrong name, path or key is said now
+    resume.check(run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)  # a wrong name, path or key is said now
     ds_config = None  # one process needs no ZeRO, unless it goes on from what several wrote
     before = resume.peek(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)
     if launch.is_distributed() or (before and before["sharded"]):

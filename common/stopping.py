@@ -1,0 +1,105 @@
+"""Stopping in the middle of a step or an evaluation, and going on from there to the same bits."""
+
+import random
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from common import launch, signals
+
+
+class Stop(Exception):
+    """A signal was seen, in every rank at the same micro-step; evaluating: inside an evaluation."""
+
+    def __init__(self, evaluating=False):
+        super().__init__()
+        self.evaluating = evaluating
+
+
+class Between(TrainerCallback):
+    """What a Trainer holds between two steps and its own checkpoint does not: put back on resume, and after half a step.
+
+    At every micro-step, of an evaluation too, it looks whether a signal asks to stop, and then raises `Stop` out of the trainer.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.resumed = {}  # what `position` gave when the checkpoint was written that is resumed
+        self.random = self.clean = None
+        self.evaluation_due = False
+        self.evaluate_plainly = trainer.evaluate
+        trainer.evaluate = self.evaluate
+        trainer.add_callback(self)
+
+    def position(self):
+        """The last step as JSON: where in the data, and in what the trainer does only now and then; for each rank its own."""
+        args, state, trainer = self.trainer.args, self.trainer.state, self.trainer
+        return {
+            "epoch": state.epoch,
+            "rows": state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "input_tokens": state.num_input_tokens_seen,
+            "total_loss": trainer._total_loss_scalar,
+            "last_logged_step": trainer._globalstep_last_logged,
+            "evaluation_due": self.evaluation_due,
+        }
+
+    def drop_unfinished_step(self, stop):
+        """Put everything back to where the last step ended: the unfinished accumulation, or evaluation, never was."""
+        trainer = self.trainer
+        set_random_state(self.random)
+        if self.clean is not None:
+            loss, trainer.state.num_input_tokens_seen, trainer.current_flos = self.clean
+            trainer._tr_loss.copy_(loss)
+        self.evaluation_due = stop.evaluating
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not self.resumed:
+            return
+        trainer, losses = self.trainer, self.resumed["loss_since_log"]
+        mine = losses[args.process_index] if len(losses) == args.world_size else sum(losses) / len(losses)
+        trainer._tr_loss.fill_(mine)
+        trainer._total_loss_scalar, trainer._globalstep_last_logged = self.resumed["total_loss"], self.resumed["last_logged_step"]
+        if self.resumed["evaluation_due"]:
+            trainer._determine_best_metric(trainer._evaluate(None, None), None)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._heed_signals()
+        self.clean = (self.trainer._tr_loss.clone(), state.num_input_tokens_seen, self.trainer.current_flos)
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self._heed_signals()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.random, self.clean = random_state(), None
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self._heed_signals(evaluating=True)
+
+    def _heed_signals(self, evaluating=False):
+        if launch.agree(signals.requested() is not None):
+            signals.agreed()
+            raise Stop(evaluating)
+
+    def evaluate(self, *arguments, **keywords):
+        """The trainer's own, which draws random numbers for its loader: training goes on as if it had not."""
+        before = random_state()
+        try:
+            return self.evaluate_plainly(*arguments, **keywords)
+        finally:
+            set_random_state(before)
+
+
+def random_state():
+    """The state of every generator that training draws from in this process."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def set_random_state(state):
+    """Put back what `random_state` gave."""
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    if state[3] is not None:
+        torch.cuda.set_rng_state(state[3])
