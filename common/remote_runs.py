@@ -65,7 +65,7 @@ def restore(store, key, output_dir, step=None):
         try:
             checkpoint = _bring(store, key, run, number)
             best = read_json(checkpoint / "trainer_state.json", {}).get("best_global_step")
-            if best and best != number:
+            if best in found and best != number:
                 _bring(store, key, run, best)
         except storage.StorageError as error:
             problem = f"checkpoint-{number} could not be brought here whole: {error}"
