@@ -58,11 +58,11 @@ class Checkpoints(TrainerCallback):
         if checkpoint is not None and step_of(checkpoint) >= steps:
             self._load_the_end(checkpoint)
             return
-        try:
-            with signals.politely():
+        with signals.politely():
+            try:
                 self.trainer.train(resume_from_checkpoint=self._loadable(checkpoint))
-        except stopping.Stop as stop:
-            self._stop(stop)
+            except stopping.Stop as stop:
+                self._stop(stop)
 
     def _loadable(self, checkpoint):
         """The path to load: of what another number of ranks wrote, a copy that these can read."""

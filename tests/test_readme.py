@@ -27,6 +27,7 @@ ELSEWHERE = {
     "figures = llama32_qlora.main(tiny=True, num_train_epochs=1)": "tests/recipes: main is the API",
     "python recipes/llama32_qlora.py --resume-from-checkpoint auto": "tests/recipes: killed and resumed",
     "python recipes/llama32_qlora.py --resume-from-checkpoint outputs/llama32_qlora/checkpoint-500": "tests/recipes: killed and resumed",
+    "python recipes/llama32_qlora.py --resume-from-checkpoint gs://bucket/runs/llama32_qlora": "tests/recipes: from a store",
     "bash eval/eval_all_checkpoints.sh": "tests/eval: the newest run",
     "bash eval/eval_all_checkpoints.sh outputs/llama32_qlora": "tests/conftest.py",
     "conda env create -f environment.yml && conda activate recipes && make install": "needs conda; tests/test_setup.py reads the file",
