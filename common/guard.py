@@ -22,7 +22,7 @@ def shield():
     """Return in a process out of reach of the launcher that started this rank, with the socket to the guard for `signals.listen`.
 
     None, and nothing happens, in a process that no launcher started, where Slurm's srun did, and in one where another program did:
-    a launcher is a Python process above this one that has this script among its arguments.
+    a launcher is a Python process above this one that has this script, or module, among its arguments.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
@@ -123,7 +123,7 @@ def _launchers():
 
     def launches(process):
         argv = _argv(process)
-        return sys.argv[0] in argv[1:] and "python" in os.path.basename(argv[0])
+        return _runs_this(argv[1:]) and "python" in os.path.basename(argv[0])
 
     return list(itertools.takewhile(launches, above()))
 
@@ -137,6 +137,11 @@ def _is_orphan(launchers):
     with suppress(psutil.Error):
         return "deepspeed.launcher.launch" in _argv(launchers[-1]) and launchers[-1].ppid() == 1
     return True
+
+
+def _runs_this(argv):
+    module = getattr(sys.modules["__main__"].__spec__, "name", None)  # of `python -m`
+    return sys.argv[0] in argv or module in argv
 
 
 def _argv(process):
@@ -163,7 +168,7 @@ def _a_rank_is_dead():
     alive = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if sys.argv[0] in process.cmdline() and _is_alive(process):
+            if _runs_this(process.cmdline()) and _is_alive(process):
                 theirs = process.environ()
                 if all(theirs.get(name) == os.environ.get(name) for name in meeting):
                     alive.add(theirs.get("RANK"))

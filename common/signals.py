@@ -97,12 +97,6 @@ def before_leaving(function):
     _before_leaving = function
 
 
-def leave_to_parent(worker=None):
-    """For a child process that serves this one (a DataLoader's `worker_init_fn` too): its parent decides when it ends."""
-    for number in POLITE:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _take(number, frame):
     global _name, _first, _from_guard
     passed_on, _from_guard = _from_guard, None
@@ -128,13 +122,14 @@ def leave_at_once(number):
 
 
 def _forget():
-    """In a forked child: it dies as other processes do, but not by what is sent to a whole group; the link is not its own."""
+    """In a forked child: not killed by what a terminal or Slurm send to all processes, but by its parent; the link is not its own."""
     global _guard
     if _guard is not None:
         _guard.close()
         _guard = None
     if signal.getsignal(signal.SIGTERM) is _take:
-        leave_to_parent()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what multiprocessing ends its children with
 
 

@@ -4,6 +4,7 @@ python signalled_rank.py OUT [--ranks 2] runs under `launch.supervise`; with a l
 """
 
 import argparse
+import multiprocessing
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from common import launch, signals
 
-signals.REPEAT, signals.DEADLINE = 1.0, 3.0
+signals.REPEAT, signals.DEADLINE = 1.0, 3.0  # seconds
 
 
 def main():
@@ -35,16 +36,19 @@ def main():
 
     def begin():
         write("pid", os.getpid())
-        write("parent", os.getppid())
         write("tty", sys.stdout.isatty())
         while not everyone("pid"):
             time.sleep(0.02)
         write("started")
 
     if args.does == "prepare":
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))  # no daemon: Python would wait for it
+        worker.start()
         begin()
-        time.sleep(60)
+        worker.join()
     with signals.politely():
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)  # as a DataLoader has them
+        worker.start()
         begin()
         while not (signals.requested() or list(args.out.glob("asked-*"))):  # a micro-step
             time.sleep(0.02)
@@ -57,6 +61,7 @@ def main():
         signals.agreed()
         write("asked", signals.requested())
         time.sleep(args.save)
+        write("worker", worker.is_alive())
         write("saved")
         while not everyone("saved"):
             time.sleep(0.02)
