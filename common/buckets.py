@@ -16,6 +16,7 @@ from pathlib import Path
 from common import manifest
 from common.refusal import Refusal
 
+NEEDED = "write, read, list and delete there"  # what an account has to be allowed
 SLOWEST = 2e6  # bytes a second: what a large object adds to the time within which it is tried again
 
 
@@ -228,7 +229,7 @@ def _words(error):
         return "the store has no such bucket or object (HTTP 404)"
     if status:
         return f"the store answers with HTTP {status}, again and again"
-    return f"the connection fails again and again ({type(error).__name__})"
+    return f"it fails again and again ({type(error).__name__})"
 
 
 def refusal(uri, scheme, verb, error):
@@ -240,10 +241,12 @@ def refusal(uri, scheme, verb, error):
         return f"{uri}: {reason}, so this process cannot {verb} there; mend that or name another directory"
     if status in (401, 403):
         how = {
-            "gs": "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to the key file of an account that may",
+            "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to the key file of an account that may",
             "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, to an account that may",
         }[scheme]
-        return f"{uri} does not let this account {verb} objects (HTTP {status}): write, read, list and delete are needed; {how}"
+        if status == 401:
+            return f"{uri} wants a login, and none was found here or it is not accepted (HTTP 401); {how} {NEEDED}"
+        return f"{uri} does not let this account {verb} objects (HTTP 403); {how} {NEEDED}"
     if status == 404:
         return f"the bucket {bucket} of {uri} does not exist (HTTP 404); create it, or correct the address"
     return f"{uri} cannot be reached: {_words(error)}; check the network of this machine and the address"

@@ -69,7 +69,11 @@ class Objects:
             raise StorageError(f"{what}: it cannot be read ({error.strerror})") from None
         self._persist(what, lambda: self._holds(key, expected) or self._send(self._blocks(path), key, expected, what), expected["size"])
 
-    def download(self, key, target, expected, moved):
+    def download(self, key, target, expected, moved=lambda count: None):
+        """Bring the object `key` to the file `target` (a Path), which is there only when it is as expected: {"size", "crc32c"}.
+
+        A part that an earlier call left beside it is gone on with. moved: called with the bytes that came. Raises StorageError.
+        """
         what, partial = f"{self.uri(key)} could not be brought to {target}", part_of(target)
 
         def fetched():
@@ -157,12 +161,14 @@ class Objects:
 
 
 def facts_of(data):
+    """{"size", "crc32c"} of the bytes `data`."""
     found = manifest.Crc32c()
     found.update(data)
     return {"size": len(data), "crc32c": found.text()}
 
 
 def part_of(target):
+    """Where what has come of the file `target` stands until it is whole."""
     return target.with_name(f"{target.name}.part")
 
 
@@ -173,4 +179,5 @@ def size_up_to(path, most):
 
 
 def is_whole(path, expected):
+    """True where the file `path` has the size and checksum expected."""
     return path.is_file() and path.stat().st_size == expected["size"] and manifest.crc32c(path) == expected["crc32c"]

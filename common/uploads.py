@@ -81,9 +81,10 @@ class Uploads:
 
     @_counted
     def withdraw(self, key):
-        """Forget `key`: its directory is about to be deleted or renamed, and newer ones are safe."""
+        """Forget `key`, unless it is safe: its directory is about to go, and what is newer is safe."""
         with self._changed:
-            self._jobs.pop(key, None)
+            if key in self._jobs and self._jobs[key].state != SAFE:
+                del self._jobs[key]
 
     @_counted
     def safe(self):

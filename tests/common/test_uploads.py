@@ -1,0 +1,238 @@
+"""The process that uploads beside a training: what it survives, what it outlives, and in which order it works."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from object_store import BUCKET, ObjectStore, environment, wait_until
+
+from common import manifest
+from common.refusal import Refusal
+from common.uploads import MOST_DEATHS, Uploads
+
+STALLED = "stalled upload"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ObjectStore() as running, environment(**running.environment):
+        yield running
+
+
+@pytest.fixture
+def run_key(request):
+    return request.node.name
+
+
+@pytest.fixture
+def uploads(server, run_key):
+    found = Uploads(f"gs://{BUCKET}/runs", run_key)
+    yield found
+    found.close()
+
+
+def make(directory, files=3, size=1000):
+    directory.mkdir(parents=True)
+    for number in range(files):
+        (directory / f"file-{number:02}").write_bytes(os.urandom(size))
+    manifest.write(directory, {name: manifest.describe(directory / name) for name in manifest.files_in(directory)})
+    return directory
+
+
+def arrived(server, run_key, directory):
+    """True where the store has every byte of `directory`, its manifest included."""
+    names = [*manifest.files_in(directory), manifest.NAME]
+    return all(server.contents(f"runs/{run_key}/{directory.name}/{name}") == (directory / name).read_bytes() for name in names)
+
+
+def process_of(uploads):
+    wait_until(lambda: uploads._process is not None, 10)
+    return uploads._process
+
+
+def test_directories_and_files_arrive_and_the_process_is_light(server, uploads, run_key, tmp_path):
+    checkpoint = make(tmp_path / "checkpoint-1")
+    (tmp_path / "run.json").write_text('{"step": 1}')
+    uploads.submit(checkpoint, checkpoint.name)
+    uploads.submit_files({"run.json": tmp_path / "run.json", "logs/metrics.jsonl": tmp_path / "run.json"})
+    assert uploads.wait() == {}
+    assert uploads.safe() == {"checkpoint-1"}
+    assert arrived(server, run_key, checkpoint)
+    assert server.contents(f"runs/{run_key}/logs/metrics.jsonl") == b'{"step": 1}'
+    assert uploads.blocked_seconds > 0
+    process = psutil.Process(process_of(uploads).pid)
+    assert process.nice() >= 10
+    assert not [mapped.path for mapped in process.memory_maps() if "torch" in mapped.path]
+    assert [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in (1, 2)] == ["/dev/null"] * 2
+    uploads.close()
+    assert not process.is_running()
+
+
+def test_waiting_costs_training_nothing(server, uploads, tmp_path):
+    """Time in `wait` is the end of a run, not a step's."""
+    with server.faults() as faults:
+        faults.force(STALLED)
+        uploads.submit(make(tmp_path / "checkpoint-1", files=1), "checkpoint-1")
+        uploads.wait()
+        assert faults.injected == {STALLED: 1}
+    assert uploads.blocked_seconds < 2.0, "as long as the stall took"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_in_the_middle_it_is_started_again_and_the_data_arrives(server, uploads, run_key, tmp_path, seed):
+    checkpoint = make(tmp_path / "checkpoint-1", files=40)
+    uploads.submit(checkpoint, checkpoint.name)
+    process = process_of(uploads)
+    begun = f"runs/{run_key}/checkpoint-1/file-{10 * seed:02}"
+    wait_until(lambda: server.contents(begun) is not None, 20)
+    process.kill()
+    process.wait()
+    assert server.contents(f"runs/{run_key}/checkpoint-1/{manifest.NAME}") is None, "it was not in the middle"
+    assert uploads.safe() == set()
+    assert uploads.wait() == {}
+    assert uploads.safe() == {"checkpoint-1"}
+    assert process_of(uploads).pid != process.pid
+    assert arrived(server, run_key, checkpoint)
+
+
+def test_signals_that_launchers_send_to_everybody_do_not_end_it(server, uploads, run_key, tmp_path):
+    checkpoint = make(tmp_path / "checkpoint-1", files=20)
+    uploads.submit(checkpoint, checkpoint.name)
+    process = process_of(uploads)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # at once, before it could ignore them
+        os.kill(process.pid, number)
+    wait_until(lambda: server.contents(f"runs/{run_key}/checkpoint-1/file-00") is not None, 20)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        os.killpg(process.pid, number)
+    assert uploads.wait() == {}
+    assert process_of(uploads) is process
+    assert process.poll() is None
+    assert arrived(server, run_key, checkpoint)
+
+
+PARENT = """
+import os, sys, time
+from common.uploads import Uploads
+uploads = Uploads(sys.argv[1], "run")
+uploads.submit(sys.argv[2], "checkpoint-1")
+while uploads._process is None:
+    time.sleep(0.01)
+if os.fork() == 0:  # as a data loader's worker, which holds a copy of the pipe
+    time.sleep(20)
+    os._exit(0)
+print(uploads._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_it_ends_with_a_killed_parent(server, tmp_path):
+    """Even where a fork of the parent lives on."""
+    command = [sys.executable, "-c", PARENT, f"gs://{BUCKET}/orphan", str(make(tmp_path / "checkpoint-1", files=60))]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE)
+    child = psutil.Process(int(parent.stdout.readline()))
+    forked = [process for process in psutil.Process(parent.pid).children() if process.pid != child.pid]
+    wait_until(lambda: server.contents("orphan/run/checkpoint-1/file-00") is not None, 20)
+    parent.kill()
+    parent.wait()
+    assert forked[0].is_running()
+    try:
+        wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
+    finally:
+        forked[0].kill()
+        parent.stdout.close()
+    assert server.contents(f"orphan/run/checkpoint-1/{manifest.NAME}") is None, "it had nothing left to do"
+
+
+def test_the_newest_goes_first(server, uploads, tmp_path):
+    with server.faults(stall=1.0) as faults:
+        faults.force(STALLED, "checkpoint-1/")
+        uploads.submit(make(tmp_path / "checkpoint-1", files=1), "checkpoint-1")
+        wait_until(lambda: faults.injected, 20)
+        uploads.submit(make(tmp_path / "checkpoint-2", files=30), "checkpoint-2")
+        uploads.submit(make(tmp_path / "checkpoint-3"), "checkpoint-3")
+        wait_until(lambda: "checkpoint-3" in uploads.safe(), 20)
+        assert "checkpoint-2" not in uploads.safe()
+    assert uploads.wait() == {}
+    assert uploads.safe() == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+
+
+def test_a_file_is_stored_as_it_was_and_the_newest_wins(server, uploads, run_key, tmp_path):
+    path = tmp_path / "run.json"
+    with server.faults(stall=1.0) as faults:
+        faults.force(STALLED, "run.json")
+        for text in ("one", "two", "three"):
+            path.write_text(text)
+            uploads.submit_files({"run.json": path})
+            if text == "one":
+                wait_until(lambda: faults.injected, 20)
+        path.write_text("written after it was submitted")
+        assert uploads.wait() == {}
+    assert server.contents(f"runs/{run_key}/run.json") == b"three"
+
+
+def test_what_fails_is_said_not_raised_and_tried_again_when_asked(server, uploads, run_key, tmp_path):
+    unfinished = tmp_path / "checkpoint-1"
+    unfinished.mkdir()
+    uploads.submit(unfinished, "checkpoint-1")
+    uploads.submit_files({"run.json": tmp_path / "none.json"})
+    found = uploads.wait()
+    assert set(found) == {"checkpoint-1", "run.json"}
+    assert "has no manifest.json, which is written last" in found["checkpoint-1"]
+    assert "none.json could not be read (No such file or directory)" in found["run.json"]
+    assert uploads.failed() == found
+    assert uploads.safe() == set()
+    manifest.write(unfinished, {})
+    (tmp_path / "none.json").write_text("{}")
+    uploads.retry_failed()
+    uploads.submit_files({"run.json": tmp_path / "none.json"})
+    assert uploads.wait() == {}
+    assert uploads.safe() == {"checkpoint-1"}
+
+
+def test_what_is_about_to_be_deleted_is_withdrawn(server, uploads, tmp_path):
+    uploads.submit(tmp_path / "none", "checkpoint-1")
+    assert set(uploads.wait()) == {"checkpoint-1"}
+    uploads.withdraw("checkpoint-1")
+    assert uploads.wait() == {}
+    uploads.submit(make(tmp_path / "checkpoint-2"), "checkpoint-2")
+    uploads.wait()
+    uploads.withdraw("checkpoint-2")
+    assert uploads.safe() == {"checkpoint-2"}, "what is safe stays safe"
+
+
+def test_a_process_that_dies_over_and_over_is_given_up_until_asked_again(server, uploads, run_key, tmp_path):
+    checkpoint = make(tmp_path / "checkpoint-1", files=1)
+    with server.faults(rate=1.0, kinds=(STALLED,), stall=5) as faults:
+        uploads.submit(checkpoint, checkpoint.name)
+        for death in range(1, MOST_DEATHS + 1):
+            wait_until(lambda death=death: faults.injected[STALLED] == death, 20)
+            uploads._process.kill()
+        wait_until(uploads.failed, 10)
+        assert uploads.failed() == {"checkpoint-1": f"the upload process died {MOST_DEATHS} times over it (killed by SIGKILL)"}
+    uploads.retry_failed()
+    assert uploads.wait() == {}
+    assert arrived(server, run_key, checkpoint)
+
+
+def test_waiting_ends_and_says_what_for(server, uploads, tmp_path, monkeypatch):
+    monkeypatch.setattr("common.uploads.SAY_SECONDS", 0.3)
+    said = []
+    with server.faults(stall=5) as faults:
+        faults.force(STALLED)
+        uploads.submit(make(tmp_path / "checkpoint-1", files=1), "checkpoint-1")
+        start = time.monotonic()
+        found = uploads.wait(timeout=1, say=said.append)
+        assert 1 <= time.monotonic() - start < 4
+    assert set(found) == {"checkpoint-1"}
+    assert "still on its way after 1 s" in found["checkpoint-1"]
+    assert said
+    assert set(said) == {f"waiting for 1 upload to gs://{BUCKET}/runs: checkpoint-1"}
+
+
+def test_an_address_that_is_none_is_refused_at_once():
+    with pytest.raises(Refusal, match="is no address of a store"):
+        Uploads("bucket/prefix", "run")
