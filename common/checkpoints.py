@@ -259,6 +259,7 @@ class Checkpoints(TrainerCallback):
     def _wait(self):
         unsafe = self.uploads.wait(say=say)
         self.uploads.close()
+        self.run.update(uploads_blocked_seconds=round(self.uploads.blocked_seconds, 4))
         if not unsafe:
             say(f"everything is verified in the store; uploading held the training up for {self.uploads.blocked_seconds:.2f} s in all")
         return unsafe
@@ -266,10 +267,10 @@ class Checkpoints(TrainerCallback):
     def finish(self, directories=()):
         """Wait until everything is in the store: checkpoints, the run's files, and the saved models in `directories` (rank 0 only).
 
-        Returns what uploading cost the training, {} without a store. Raises `Refusal` where something is not safe.
+        Raises `Refusal` where something is not safe. Without a store it does nothing.
         """
         if not self.uploads:
-            return {}
+            return
         for directory in directories:
             manifest.write(directory, {name: manifest.describe(directory / name) for name in manifest.files_in(directory)})
             self.uploads.submit(directory, directory.name)
@@ -281,7 +282,6 @@ class Checkpoints(TrainerCallback):
             listed = "; ".join(f"{key}: {why}" for key, why in sorted(unsafe.items()))
             raise Refusal(f"training is done and everything is in {self.run.path}, but not all of it is in the store ({listed}). Nothing "
                           f"was removed here; {self._command()} trains nothing more and uploads the rest")  # fmt: skip
-        return {"uploads_blocked_seconds": round(self.uploads.blocked_seconds, 4)}
 
 
 def optimizer_name(optimizer):

@@ -218,7 +218,7 @@ def main(**overrides):
             log.say(f"merged in 16 bit into {run.merged_model}: logits within {figures['merge']['relative_rms']:.1%} of the adapter's")
         log.say(f"report: {report.write(run)}; judge every checkpoint: bash eval/eval_all_checkpoints.sh {run.path}")
         tracking.finish(REPORT_TO)
-        figures |= kept.finish([run.final_model, run.merged_model] if MERGE else [run.final_model])
+        kept.finish([run.final_model, run.merged_model] if MERGE else [run.final_model])  # waits for the uploads
     log.close()
     return {**figures, "run": str(run.path), "final_model": str(run.final_model), "merged_model": str(run.merged_model) if MERGE else None}
 
