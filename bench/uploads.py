@@ -26,8 +26,8 @@ STEPS, SAVE_STEPS, REPEATS = 40, 4, 3
 def upload(store, home, number):
     """{"seconds", "blocked", "checkpoints", "megabytes"} of one run with uploads."""
     flags = ["--tiny", "--max-steps", str(STEPS), "--save-steps", str(SAVE_STEPS), "--eval-steps", str(STEPS)]
-    flags += ["--no-load-best-model-at-end", "--output-dir", str(home), "--run-name", f"run-{number}", "--checkpoint-uri", f"gs://{BUCKET}/bench", "--no-merge"]
-    command = [sys.executable, "recipes/llama32_qlora.py", *flags, "--report-to", "[]"]
+    flags += ["--no-load-best-model-at-end", "--output-dir", str(home), "--run-name", f"run-{number}", "--checkpoint-uri", f"gs://{BUCKET}/bench"]
+    command = [sys.executable, "recipes/llama32_qlora.py", *flags, "--no-merge", "--report-to", "[]"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **store.environment})
     run = RunDirectory(home / f"run-{number}")
     facts, (_, newest) = read_json(run.run), run.whole_checkpoints()[-1]
