@@ -104,7 +104,7 @@ def _take(number, frame):
     now = time.monotonic()
     if _name is None:
         _name, _first = signal.Signals(number).name, now
-        if not _politely:
+        if not _politely and not _agreed:  # what another rank was asked is being done
             raise Stopped(number)
     elif now - _first > REPEAT and not passed_on:  # the guard counts for itself
         leave_at_once(number)

@@ -10,7 +10,7 @@ from common import launch
 from common.hardware import Gpu
 
 SCRIPT = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from common import constants, launch, log
 
@@ -35,10 +35,18 @@ def main():
         (out / "last").write_text("")
     launch.wait_for_all()
     assert here == "alone" or (out / "last").exists()
-    (out / f"rank-{here}").write_text(f"{decided} {STEPS}")
-    sys.exit(7 if STEPS == 70 else 0)
+    agreed = [launch.agree(False), launch.agree(here in (1, "alone")), launch.agree(False)]
+    (out / f"rank-{here}").write_text(f"{decided} {STEPS} {agreed}")
+    if here == 1 and STEPS == 71:
+        os._exit(9)
+    if here == 0:
+        time.sleep(2)
+        (out / "first").write_text("")
+    launch.exit_together()
+    assert here != 1 or (out / "first").exists()
+    sys.exit(7 if STEPS >= 70 else 0)
 
-main()
+launch.command(main)
 """
 
 
@@ -68,11 +76,20 @@ def start(tmp_path):
 def test_two_gpus_start_two_ranks_with_the_same_flags_and_pass_on_the_exit_code(start, tmp_path):
     ended = start(2, "--steps", "70")
     assert "2 GPUs: starting one process on each (deepspeed --num_gpus=2" in ended.stdout
-    assert (tmp_path / "rank-0").read_text() == "decided by 0 70", ended.stderr
-    assert (tmp_path / "rank-1").read_text() == "decided by 0 70"
+    assert (tmp_path / "rank-0").read_text() == "decided by 0 70 [False, True, False]", ended.stderr
+    assert (tmp_path / "rank-1").read_text() == "decided by 0 70 [False, True, False]"
     assert (tmp_path / "started").read_text() == "xxx"  # the first process and two ranks
     assert ended.stdout.count("rank 0 of 2 speaks, STEPS = 70") == 1
     assert ended.returncode == 7
+
+
+def test_a_rank_that_dies_keeps_nobody_waiting_at_the_end(start):
+    ended = start(2, "--steps", "71")
+    assert ended.returncode == 137, ended.stderr  # without a word to its guard
+
+
+def test_an_end_by_a_signal_is_128_and_its_number_whoever_reports_it():
+    assert [launch._exit_code(code) for code in (0, 2, 75, -15, 256 - 15, 137)] == [0, 2, 75, 143, 143, 137]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +98,7 @@ def test_two_gpus_start_two_ranks_with_the_same_flags_and_pass_on_the_exit_code(
 def test_one_process_where_one_is_enough(start, tmp_path, gpus, argv, environment):
     ended = start(gpus, *argv, **environment)
     assert ended.returncode == 0, ended.stderr
-    assert (tmp_path / "rank-alone").read_text() == "decided by alone 1"
+    assert (tmp_path / "rank-alone").read_text() == "decided by alone 1 [False, True, False]"
     assert (tmp_path / "started").read_text() == "x"
 
 
