@@ -95,8 +95,7 @@ class Uploads:
     @_counted
     def failed(self):
         """{key: why} of what could not be stored so far."""
-        with self._changed:
-            return {key: job.state for key, job in self._jobs.items() if job.state not in (WAITING, SAFE)}
+        return self._failed()
 
     @_counted
     def retry_failed(self):
@@ -120,7 +119,7 @@ class Uploads:
                     say(f"waiting for {len(left)} upload{'s' if len(left) > 1 else ''} to {self._arguments[0]}: {', '.join(left[:5])}")
                 self._changed.wait(0.2)
             late = {key: f"it was still on its way after {time.monotonic() - start:.0f} s" for key in left}
-        return {**self.failed(), **late}
+        return {**self._failed(), **late}
 
     @_counted
     def close(self):
@@ -133,6 +132,10 @@ class Uploads:
             process.wait()
 
     # between the threads
+
+    def _failed(self):
+        with self._changed:
+            return {key: job.state for key, job in self._jobs.items() if job.state not in (WAITING, SAFE)}
 
     def _queue(self, key, what):
         with self._changed:
