@@ -7,12 +7,14 @@ A rank is asked by its guard as well (see there); a guard or a launcher that van
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
 
 POLITE = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+FROM_GUARD = signal.SIGURG  # wakes the main thread; otherwise unused, and ignored where nobody listens
 REPEAT = 5.0  # seconds; what comes sooner after the first is the same request: a group, a terminal and a launcher all pass it on
 DEADLINE = 60.0  # seconds, at least, that a rank without a guard is given to agree with the others: they may be dead
 
@@ -41,6 +43,11 @@ def listen(guard=None):
     _guard = guard
     for number in POLITE:
         signal.signal(number, _take)
+    signal.signal(FROM_GUARD, lambda number, frame: _take(_from_guard, frame, direct=False))
+    wake, woken = socket.socketpair()
+    woken.setblocking(False)
+    signal.set_wakeup_fd(woken.detach(), warn_on_full_buffer=False)
+    threading.Thread(target=_leave_where_stuck, args=(wake,), daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, POLITE | {signal.SIGQUIT})  # what starts a process may have held them back
     os.register_at_fork(after_in_child=_forget)
     if guard is not None:
@@ -97,21 +104,18 @@ def before_leaving(function):
     _before_leaving = function
 
 
-def _take(number, frame):
-    global _name, _first, _from_guard
-    passed_on, _from_guard = _from_guard, None
-    number = passed_on or number
+def _take(number, frame, direct=True):
+    global _name, _first
     now = time.monotonic()
     if _name is None:
         _name, _first = signal.Signals(number).name, now
         if not _politely and not _agreed:  # what another rank was asked is being done
             raise Stopped(number)
-    elif now - _first > REPEAT and not passed_on:  # the guard counts for itself
-        leave_at_once(number)
+    elif now - _first > REPEAT and direct:  # the guard counts for itself
+        _leave(number)
 
 
-def leave_at_once(number):
-    """End this process with 128 + `number`."""
+def _leave(number):
     report(128 + number)
     if _before_leaving is not None:
         _before_leaving()
@@ -121,6 +125,19 @@ def leave_at_once(number):
     os._exit(128 + number)
 
 
+def _leave_where_stuck(wake):
+    """A thread: a second signal ends the process also when the main thread is in a call that runs no handlers, on a GPU or a network."""
+    first = None
+    while True:
+        number = wake.recv(1)[0]
+        now = time.monotonic()
+        if number in POLITE:
+            first = first or _first or now
+            if now - first > REPEAT:
+                time.sleep(1)  # the main thread, if it can
+                _leave(number)
+
+
 def _forget():
     """In a forked child: not killed by what a terminal or Slurm send to all processes, but by its parent; the link is not its own."""
     global _guard
@@ -128,6 +145,7 @@ def _forget():
         _guard.close()
         _guard = None
     if signal.getsignal(signal.SIGTERM) is _take:
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what multiprocessing ends its children with
@@ -155,7 +173,7 @@ def _hear(guard):
 def _interrupt(number):
     global _from_guard
     _from_guard = number
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)  # wakes the main thread from a system call too
+    signal.pthread_kill(threading.main_thread().ident, FROM_GUARD)  # wakes the main thread from a system call too
 
 
 def _tell_guard(word):

@@ -4,6 +4,7 @@ python signalled_rank.py OUT [--ranks 2] runs under `launch.supervise`; with a l
 """
 
 import argparse
+import ctypes
 import multiprocessing
 import os
 import sys
@@ -21,7 +22,7 @@ def main():
     parser.add_argument("--local_rank")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--save", type=float, default=1.0, help="seconds that saving takes")
-    parser.add_argument("--does", choices=["train", "prepare", "crash", "hang", "end"], default="train")
+    parser.add_argument("--does", choices=["train", "prepare", "crash", "hang", "save"], default="train")
     args = parser.parse_args()
     if "RANK" not in os.environ and args.ranks > 1:
         sys.exit(launch.supervise(list(range(args.ranks)), sys.argv))
@@ -50,14 +51,17 @@ def main():
         worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(120,), daemon=True)  # as a DataLoader has them
         worker.start()
         begin()
+        if args.does == "save":  # one that was due, longer than DEADLINE
+            with signals.unhurried():
+                time.sleep(5)
         while not (signals.requested() or list(args.out.glob("asked-*"))):  # a micro-step
             time.sleep(0.02)
             if args.does == "crash" and rank == 1:
                 raise RuntimeError("rank 1 breaks")
-            if args.does == "end":
-                return
-        if args.does == "hang":
-            time.sleep(60)
+        if args.does == "hang":  # in a call that no handler interrupts, as in a collective whose other end is dead
+            mutex = ctypes.create_string_buffer(64)
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
         signals.agreed()
         write("asked", signals.requested())
         time.sleep(args.save)

@@ -49,6 +49,7 @@ class Case:
 
 
 LONG, PREPARING, CRASHING, HANGING = ("--save", "50"), ("--does", "prepare"), ("--does", "crash"), ("--does", "hang")
+SAVING = ("--does", "save")
 QUICK = [
     # Our own parent: 75 whoever is signalled, but for SIGKILL to itself
     Case("parent", "TERM", ("top",), 75),
@@ -72,11 +73,13 @@ QUICK = [
     Case("torchrun", "USR1", ("top",), -10),
     Case("torchrun", "KILL", ("rank",), 1, saves=False),
     Case("torchrun", "KILL", ("top",), -9, saves=False, flags=HANGING),
+    Case("torchrun", "KILL", ("top",), -9, flags=SAVING),
     # One process
     Case("alone", "TERM", ("top",), 75),
     Case("alone", "INT", ("terminal",), 75),
     Case("alone", "USR1", ("everything",), 75),
     Case("alone", "INT", ("top", "top"), 130, saves=False, flags=LONG),
+    Case("alone", "TERM", ("top", "top"), 143, saves=False, flags=HANGING),
     Case("alone", "TERM", ("top",), 143, saves=False, flags=PREPARING),
 ]
 SOAK = [
