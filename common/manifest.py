@@ -74,11 +74,15 @@ def write(directory, files, **facts):
 def write_whole(path, data):
     """Write the bytes `data` to `path` so that, whatever happens, the old file is there or the new one; flushed to disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk has no room for half a file
+        raise
     sync_directory(path.parent)
 
 

@@ -49,10 +49,18 @@ def peek(store, key, step=None):
     return manifest.parse(data, store.uri(f"{key}/checkpoint-{found[-1]}")) if data else None
 
 
+def require_same(store, run):
+    """`Refusal` where the store has another run under the name of `run`: uploads would overwrite it."""
+    there = facts(store, run.path.name)
+    if there and there.get("run_id") != read_json(run.run, {}).get("run_id"):
+        raise Refusal(f"{store.uri(run.path.name)} is another run than {run.path} and would be overwritten; take another CHECKPOINT_URI, "
+                      "or give one of the two directories another name")  # fmt: skip
+
+
 def restore(store, key, output_dir, step=None):
     """(RunDirectory, checkpoint): a run's newest checkpoint that can be brought whole, or that of `step`, and the best one beside it.
 
-    Raises `Refusal` where there is none, or another run of that name is here.
+    Raises `Refusal` where there is none, or another run of that name is here. Without the best one a run can go on.
     """
     run = RunDirectory(Path(output_dir) / key)
     run.take()

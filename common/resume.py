@@ -10,7 +10,7 @@ from pathlib import Path
 from common import manifest, remote_runs, storage
 from common.log import is_rank_0, warn
 from common.refusal import Refusal
-from common.run_directory import RunDirectory, read_json, step_of
+from common.run_directory import RunDirectory, step_of
 
 
 def check(name, resume=None, uri=None, check_store=True):
@@ -59,11 +59,6 @@ def open_run(output_dir, name, resume=None, uri=None):
     download and rename for a long time. Raises `Refusal` for a path that is none or a checkpoint that is not whole.
     """
     check(name, resume, uri, check_store=False)
-    if resume is not None and "://" in resume:
-        store, key, step = remote_runs.named(resume)
-        return remote_runs.restore(store, key, output_dir, step)
-    if resume not in (None, "auto"):
-        return _open_checkpoint(require_checkpoint(resume))
     store = storage.open_store(uri) if uri else None
     if resume == "auto":
         run, checkpoint = _newest_here(output_dir, name)
@@ -71,6 +66,15 @@ def open_run(output_dir, name, resume=None, uri=None):
             run, checkpoint = _newer_in_store(store, output_dir, name, run, checkpoint)
         if run:
             return run, checkpoint
+    elif resume is not None:
+        if "://" in resume:
+            source, key, step = remote_runs.named(resume)
+            run, checkpoint = remote_runs.restore(source, key, output_dir, step)
+        else:
+            run, checkpoint = _open_checkpoint(require_checkpoint(resume))
+        if store:
+            remote_runs.require_same(store, run)
+        return run, checkpoint
     taken = {p.name for p in Path(output_dir).glob(f"{name}*") if not p.is_dir() or any(f.name != ".lock" for f in p.iterdir())}
     taken |= set(store.names()) if store else set()
     run = RunDirectory(Path(output_dir) / _free_name(name, taken))
@@ -124,16 +128,24 @@ def _newer_in_store(store, output_dir, name, run, checkpoint):
     """What the store has of this run where that is newer than what is here; of any run of this name where there is none here."""
     try:
         key = run.path.name if run else remote_runs.newest(store, lambda key: _is_called(name, key))
-        if key is None or (run and read_json(run.run).get("run_id") != remote_runs.facts(store, key).get("run_id")):
-            return run, checkpoint
-        steps = remote_runs.steps(store, key)
-        if steps and (checkpoint is None or steps[-1] > step_of(checkpoint)):
-            return remote_runs.restore(store, key, output_dir)
+        steps = remote_runs.steps(store, key) if key else []
+        if run:
+            remote_runs.require_same(store, run)
     except storage.StorageError as error:
         if checkpoint is None:
             raise Refusal(f"there is no checkpoint on this disk, and what is in the store cannot be found out: {error}") from None
         warn(f"whether the store has a newer checkpoint is unknown ({error}); going on with {checkpoint.name}")
-    return run, checkpoint
+        return run, checkpoint
+    if not steps or (checkpoint and steps[-1] <= step_of(checkpoint)):
+        return run, checkpoint
+    try:
+        brought = remote_runs.restore(store, key, output_dir)
+    except Refusal as error:
+        if checkpoint is None:
+            raise
+        warn(f"{error}; going on with {checkpoint.name}")
+        return run, checkpoint
+    return brought if checkpoint is None or step_of(brought[1]) > step_of(checkpoint) else (run, checkpoint)
 
 
 def require_checkpoint(path):

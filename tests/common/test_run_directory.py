@@ -1,32 +1,18 @@
-"""The run directory: whole files, names that never collide, resuming the right checkpoint of the right run."""
+"""The run directory: whole files, how a run ended, one process at a time, checkpoints that are set aside."""
 
-import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
 from contextlib import nullcontext
 
 import pytest
+from example_checkpoints import contents, run_id, write_checkpoint, write_run
 
-from common import run_directory
+from common import run_directory, signals
 from common.refusal import Refusal
 from common.run_directory import RunDirectory
-
-
-def make_run(path, steps=(), half=(), time=None):
-    """A run with whole checkpoints at `steps` and interrupted ones at `half`; time: when its run.json was written."""
-    run = RunDirectory(path)
-    run.begin({"LORA_R": 8}, recipe="example")
-    for step in (*steps, *half):
-        checkpoint = path / f"checkpoint-{step}"
-        checkpoint.mkdir()
-        (checkpoint / "trainer_state.json").write_text("{}")
-        if step in steps:
-            (checkpoint / "constants.json").write_text("{}")
-    if time:
-        os.utime(run.run, (time, time))
-    return run
 
 
 def test_begin_writes_and_a_resumed_run_keeps_when_it_started(tmp_path):
@@ -43,13 +29,22 @@ def test_begin_writes_and_a_resumed_run_keeps_when_it_started(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("raised", "status"), [(None, "finished"), (ValueError, "failed"), (Refusal, "failed"), (KeyboardInterrupt, "stopped")]
+    ("raised", "status"),
+    [
+        (None, "finished"),
+        (ValueError("no"), "failed"),
+        (Refusal("no"), "failed"),
+        (KeyboardInterrupt(), "stopped"),
+        (SystemExit(75), "stopped"),
+        (signals.Stopped(signal.SIGTERM), "stopped"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
 def test_how_it_ended_is_recorded(tmp_path, raised, status):
-    run = make_run(tmp_path / "run")
-    with pytest.raises(raised) if raised else nullcontext(), run.recording(["padding"]):
+    run = write_run(tmp_path / "run")
+    with pytest.raises(type(raised)) if raised else nullcontext(), run.recording(["padding"]):
         if raised:
-            raise raised("no")
+            raise raised
     facts = run_directory.read_json(run.run)
     assert (facts["status"], facts["warnings"]) == (status, ["padding"])
     assert facts["seconds"] >= 0
@@ -58,69 +53,69 @@ def test_how_it_ended_is_recorded(tmp_path, raised, status):
     assert run_directory.read_json(run.run)["status"] == status
 
 
-def test_a_fresh_run_takes_a_name_of_its_own(tmp_path):
-    names = []
-    for _ in range(3):
-        run, checkpoint = run_directory.open_run(tmp_path, "qlora")
-        assert checkpoint is None
-        run.begin({})
-        names.append(run.path.name)
-    assert names == ["qlora", "qlora-2", "qlora-3"]
-    assert run_directory.open_run(tmp_path, "qlora_tiny")[0].path.name == "qlora_tiny"
-    assert run_directory.open_run(tmp_path, "qlor")[0].path.name == "qlor"
+def test_a_resumed_run_keeps_its_identity_and_its_warnings(tmp_path):
+    run, other = write_run(tmp_path / "run"), write_run(tmp_path / "other")
+    with run.recording(["padding"]):
+        identity = run_id(run)
+    run.begin({"LORA_R": 8}, recipe="example")
+    with run.recording(["padding", "flat"]):
+        pass
+    assert run_id(run) == identity != run_id(other)
+    assert run_directory.read_json(run.run)["warnings"] == ["padding", "flat"]
 
 
-def test_an_empty_directory_and_a_file_of_that_name(tmp_path):
-    (tmp_path / "qlora").mkdir()
-    assert run_directory.open_run(tmp_path, "qlora")[0].path.name == "qlora"
-    (tmp_path / "other").write_text("a file")
-    assert run_directory.open_run(tmp_path, "other")[0].path.name == "other-2"
+HOLDER = """
+import sys, time
+from pathlib import Path
+from common.run_directory import RunDirectory
+RunDirectory(Path(sys.argv[1])).take()
+print("taken", flush=True)
+time.sleep(60)
+"""
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "a b", "a\nb"])
-def test_odd_names(tmp_path, name):
-    with pytest.raises(Refusal, match="RUN_NAME is"):
-        run_directory.open_run(tmp_path, name)
+def test_a_run_is_one_processs_and_free_again_when_that_was_killed(tmp_path):
+    run = write_run(tmp_path / "run")
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "taken\n"
+        for path in (run.path, run.path / ".." / "run"):
+            with pytest.raises(Refusal, match="in use by another process"):
+                RunDirectory(path).take()
+        write_run(tmp_path / "another").take()
+    finally:
+        holder.kill()
+        holder.wait()
+    run.take()
+    run.take()  # a process that has it may ask again
+    second = subprocess.run([sys.executable, "-c", HOLDER, str(run.path)], capture_output=True, text=True)
+    assert second.returncode == 1 and "in use by another process" in second.stderr and "taken" not in second.stdout
 
 
-def test_auto_takes_the_newest_whole_checkpoint_of_the_newest_run(tmp_path):
-    make_run(tmp_path / "qlora", steps=(5, 900), time=1000)
-    make_run(tmp_path / "qlora-2", steps=(9, 100), half=(200,), time=3000)
-    make_run(tmp_path / "qlora-3", steps=(1,), time=2000)
-    make_run(tmp_path / "qlora_tiny", steps=(7,), time=9000)
-    run, checkpoint = run_directory.open_run(tmp_path, "qlora", "auto")
-    assert run.path == tmp_path / "qlora-2"
-    assert checkpoint == tmp_path / "qlora-2" / "checkpoint-100"
+def test_what_is_set_aside_stays_whole_and_is_no_checkpoint_any_more(tmp_path):
+    run = write_run(tmp_path / "run", steps=(5, 9))
+    before = contents(run.path / "checkpoint-9")
+    names = [run.set_aside(run.path / "checkpoint-9", "damaged").name]
+    write_checkpoint(run.path / "checkpoint-9")
+    names.append(run.set_aside(run.path / "checkpoint-9", "damaged").name)  # within the same second
+    assert len(set(names)) == 2 and all(re.fullmatch(r"damaged-checkpoint-9-\d{8}-\d{6}x?", name) for name in names)
+    assert contents(run.path / names[0]) == before
+    assert [step for step, _ in run.checkpoints()] == [5]
+
+
+def test_checkpoints_that_a_resume_abandons_are_kept_under_another_name(tmp_path):
+    run = write_run(tmp_path / "run", steps=(8, 16, 100), half=(24,))
+    names = run.set_aside_newer(run.path / "checkpoint-8")
+    assert [re.sub(r"-\d{8}-\d{6}$", "", name) for name in names] == [f"abandoned-checkpoint-{step}" for step in (16, 24, 100)]
+    assert [step for step, _ in run.checkpoints()] == [8]
+    assert all((run.path / name / "optimizer.pt").is_file() for name in names)
+
+
+def test_a_checkpoint_is_whole_when_its_manifest_is_there(tmp_path):
+    run = write_run(tmp_path / "run", steps=(9, 100), half=(200,))
+    (run.path / "checkpoint-7").write_text("a file")
     assert [step for step, _ in run.checkpoints()] == [9, 100, 200]
     assert [step for step, _ in run.whole_checkpoints()] == [9, 100]
-
-
-def test_auto_without_anything_starts_afresh(tmp_path):
-    run, checkpoint = run_directory.open_run(tmp_path, "qlora", "auto")
-    assert (run.path, checkpoint) == (tmp_path / "qlora", None)
-    make_run(tmp_path / "qlora", half=(5,))
-    assert run_directory.open_run(tmp_path, "qlora", "auto")[1] is None
-
-
-def test_a_named_checkpoint_belongs_to_the_run_above_it(tmp_path):
-    make_run(tmp_path / "elsewhere", steps=(5,))
-    run, checkpoint = run_directory.open_run(tmp_path / "outputs", "qlora", str(tmp_path / "elsewhere" / "checkpoint-5"))
-    assert (run.path, checkpoint) == (tmp_path / "elsewhere", tmp_path / "elsewhere" / "checkpoint-5")
-
-
-def test_checkpoints_that_are_none(tmp_path):
-    run = make_run(tmp_path / "run", steps=(5,), half=(6,))
-    (tmp_path / "run" / "checkpoint-7").write_text("a file")
-    for path, said in [
-        (tmp_path / "no" / "checkpoint-5", "does not exist"),
-        (run.path, "named checkpoint-N"),
-        (run.path / "checkpoint-6", "lacks constants.json, so its save was interrupted"),
-        (run.path / "checkpoint-7", "does not exist"),
-    ]:
-        with pytest.raises(Refusal) as refused:
-            run_directory.open_run(tmp_path, "qlora", str(path))
-        assert str(path) in str(refused.value)
-        assert said in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +128,8 @@ def test_step_of(name, step):
 def test_newest(tmp_path):
     with pytest.raises(Refusal, match="no run found"):
         run_directory.newest(tmp_path)
-    make_run(tmp_path / "a", time=3000)
-    make_run(tmp_path / "b", time=2000)
+    write_run(tmp_path / "a", time=3000)
+    write_run(tmp_path / "b", time=2000)
     (tmp_path / "c").mkdir()
     assert run_directory.newest(tmp_path).path == tmp_path / "a"
 
@@ -183,38 +178,3 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
         writer.wait()
         found = run_directory.read_json(path)
         assert found["n"] == found["end"]
-
-
-def saved(tmp_path, step, **constants):
-    """A whole checkpoint of `step` with these constants."""
-    checkpoint = tmp_path / "run" / f"checkpoint-{step}"
-    run_directory.write_json(checkpoint / "constants.json", constants)
-    (checkpoint / "trainer_state.json").write_text("{}")
-    return checkpoint
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new"),
-    [("SEED", 42, 7), ("TRAIN_FILES", {"a.jsonl": 1.0}, {"b.jsonl": 1.0}), ("LORA_R", 16, 8), ("LEARNING_RATE", 1e-4, 5e-3)],
-)
-def test_a_resume_with_another_split_or_shape_is_refused(tmp_path, name, old, new):
-    checkpoint = saved(tmp_path, 8, **{name: old, "MAX_GRAD_NORM": 1.0})
-    with pytest.raises(Refusal, match=f"was trained with {name} = "):
-        run_directory.changed_constants(checkpoint, {name: new, "MAX_GRAD_NORM": 1.0}, "key")
-
-
-def test_a_resume_names_the_constants_that_may_change(tmp_path):
-    checkpoint = saved(tmp_path, 8, MAX_GRAD_NORM=1.0, RUN_NAME="a", SEED=42)
-    run_directory.write_json(checkpoint.parent / "run.json", {"data_key": "key"})
-    changed = run_directory.changed_constants(checkpoint, {"MAX_GRAD_NORM": 0.3, "RUN_NAME": "b", "SEED": 42}, "key")
-    assert changed == ["MAX_GRAD_NORM was 1.0 and is 0.3 from here on"]
-    with pytest.raises(Refusal, match="the training files changed"):
-        run_directory.changed_constants(checkpoint, {"SEED": 42}, "other key")
-
-
-def test_checkpoints_that_a_resume_abandons_are_kept_under_another_name(tmp_path):
-    for step in (8, 16, 24):
-        saved(tmp_path, step)
-    assert run_directory.set_aside_newer(tmp_path / "run" / "checkpoint-8") == ["checkpoint-16", "checkpoint-24"]
-    assert [step for step, _ in run_directory.RunDirectory(tmp_path / "run").checkpoints()] == [8]
-    assert len(list((tmp_path / "run").glob("abandoned-checkpoint-*/constants.json"))) == 2
