@@ -1,0 +1,83 @@
+"""A run that is ended at any moment and resumed ends in the same bits as one that never was: the recipe itself, real signals.
+
+Every start is the user's own command. Moments are chosen by seed and proven afterwards, see interrupted_runs.py. Many more of
+them, and two ranks under ZeRO-2: `make soak`, whose table is bench/results/kills.md.
+"""
+
+import random
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from interrupted_runs import Chain, Store, differences, flags
+
+from common import manifest
+
+STEPS = 20  # an epoch has 12
+
+
+def whole(home):
+    """The run that nothing stops."""
+    chain = Chain(home, "whole", flags(STEPS))
+    chain.resume()
+    chain.finish()
+    return chain
+
+
+def killed(home):
+    """SIGKILL in a step, in a save and in an upload; then the disk is lost as well, and what is in the store goes on."""
+    with Store() as store:
+        chain, committed = Chain(home, "killed", flags(STEPS), store), []
+        for seed, moment in enumerate(("step", "save", "upload")):
+            chain.resume()
+            chain.kill_in(moment, random.Random(seed))
+            committed.append(store.committed("killed"))
+        aside = chain.set_aside()
+        chain.forget()
+        chain.resume()
+        chain.finish()
+        return chain, committed, aside, store.committed("killed")
+
+
+def stopped(home):
+    """SIGTERM in the middle of an accumulation, SIGUSR1 inside an evaluation."""
+    chain, found = Chain(home, "stopped", flags(STEPS)), []
+    for moment, number in (("accumulation", signal.SIGTERM), ("evaluation", signal.SIGUSR1)):
+        chain.resume()
+        found.append((*chain.stop_in(moment, number, random.Random(0)), chain.said()))
+    chain.resume()
+    chain.finish()
+    return chain, found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What each of the three functions above will return; two run at a time, one core each."""
+    home = tmp_path_factory.mktemp("durability")
+    with ThreadPoolExecutor(2) as pool:
+        yield {function.__name__: pool.submit(function, home) for function in (killed, whole, stopped)}
+
+
+def test_killed_in_a_step_a_save_and_an_upload_it_ends_in_the_same_bits(runs):
+    chain, committed, aside, finally_committed = runs["killed"].result()
+    assert chain.proven == ["step", "save", "upload"]
+    assert differences(runs["whole"].result().run, chain.run) == []
+    assert len(aside) == 1, "what the kill in the save left is kept under another name"
+    assert [wrong for found in (*committed, finally_committed) for _, wrong in found if wrong] == [], "what has a manifest there is whole"
+    assert [step for step, _ in finally_committed] == [5, 10, 15, 20]
+    assert "bringing gs://" in chain.said(), "the disk was lost: the last session went on from the store"
+
+
+def test_stopped_by_signals_it_saves_the_last_step_and_ends_in_the_same_bits(runs):
+    chain, found = runs["stopped"].result()
+    for (code, checkpoint, said), name, evaluating in zip(found, ("SIGTERM", "SIGUSR1"), (False, True), strict=True):
+        assert code == 75 and f"{name}: stopping after step {checkpoint['step']}" in said, said
+        assert checkpoint["position"]["evaluation_due"] is evaluating
+        assert "to go on: python recipes/llama32_qlora.py" in said and f"--resume-from-checkpoint {chain.run.path}/checkpoint-" in said
+    assert differences(runs["whole"].result().run, chain.run) == []
+
+
+def test_what_is_saved_has_a_manifest_and_verifies(runs):
+    run = runs["whole"].result().run
+    assert [step for step, _ in run.whole_checkpoints()] == [step for step, _ in run.checkpoints()]
+    assert all(manifest.verify(path) == [] for _, path in run.checkpoints())
