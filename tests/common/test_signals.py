@@ -21,7 +21,7 @@ import pytest
 from user_commands import ROOT, user_environment
 
 SCRIPT = str(ROOT / "tests" / "signalled_rank.py")
-AT_ONCE = 4  # runs
+AT_ONCE = 5  # runs
 PATIENCE = 150  # seconds for anything to happen
 
 
@@ -57,7 +57,6 @@ QUICK = [
     Case("parent", "USR1", ("everything",), 75),
     Case("parent", "KILL", ("launch.py",), 75),
     Case("parent", "KILL", ("top",), -9),
-    Case("parent", "KILL", ("rank",), 137, saves=False),
     Case("parent", "TERM", ("top", "top"), 143, saves=False, flags=LONG),
     Case("parent", "TERM", ("top",), 143, saves=False, when="early"),
     Case("parent", "none", (), 1, saves=False, flags=CRASHING),
@@ -65,12 +64,10 @@ QUICK = [
     Case("deepspeed", "TERM", ("top",), -15),
     Case("deepspeed", "TERM", ("launch.py",), 1),
     Case("deepspeed", "USR1", ("rank",), 75),
-    Case("deepspeed", "KILL", ("top",), -9, saves=False, when="early"),
     # torchrun forwards SIGTERM and SIGINT and says 1; it dies of SIGUSR1
     Case("torchrun", "TERM", ("top",), 1, flags=("--save", "5"), options=("--shutdown-timeout=2",)),
     Case("torchrun", "TERM", ("guard", "top"), 1, flags=("--save", "4")),  # its late repetition is nobody's impatience
     Case("torchrun", "TERM", ("top", "top"), 1, saves=False, flags=LONG),
-    Case("torchrun", "USR1", ("top",), -10),
     Case("torchrun", "KILL", ("rank",), 1, saves=False),
     Case("torchrun", "KILL", ("top",), -9, saves=False, flags=HANGING),
     Case("torchrun", "KILL", ("top",), -9, flags=SAVING),
@@ -92,6 +89,7 @@ SOAK = [
     Case("parent", "INT", ("top",), 130, saves=False, flags=PREPARING),
     Case("parent", "KILL", ("top",), -9, saves=False, when="early"),
     Case("parent", "KILL", ("launch.py",), 137, saves=False, when="early"),
+    Case("parent", "KILL", ("rank",), 137, saves=False),
     Case("deepspeed", "INT", ("top",), -2),
     Case("deepspeed", "USR1", ("top",), -10),
     Case("deepspeed", "KILL", ("top",), -9),
@@ -108,10 +106,12 @@ SOAK = [
     Case("deepspeed", "none", (), 1, saves=False, flags=CRASHING),
     Case("deepspeed", "TERM", ("launch.py",), 1, flags=("--save", "40")),  # longer than its patience of 30 seconds
     Case("deepspeed", "TERM", ("group",), -15, flags=("--save", "70")),
+    Case("deepspeed", "KILL", ("top",), -9, saves=False, when="early"),
     Case("torchrun", "INT", ("top",), 1),
     Case("torchrun", "INT", ("terminal",), 1),
     Case("torchrun", "TERM", ("rank",), 1),
     Case("torchrun", "KILL", ("top",), -9),
+    Case("torchrun", "USR1", ("top",), -10),
     Case("torchrun", "KILL", ("guard",), 1),
     Case("torchrun", "TERM", ("top",), 1, saves=False, flags=PREPARING),
     Case("torchrun", "none", (), 1, saves=False, flags=CRASHING),
@@ -133,7 +133,7 @@ class Run:
             self.wait_until(lambda: self.count("started") == self.size if case.when == "started" else self.launch_py())
             self.above_rank = [] if case.when == "early" or case.under == "alone" else self.ours_among(self.rank().parents())
             for n, target in enumerate(case.to):
-                time.sleep(1.5 if n else 0)
+                time.sleep(2.5 if n else 0)
                 self.send(target)
             self.code = self.process.wait(PATIENCE)
             self.wait_until(lambda: not self.alive())
@@ -213,7 +213,7 @@ class Run:
             if time.monotonic() > deadline:
                 tree = [(p.pid, p.ppid(), p.cmdline()[1:4]) for p in self.alive()]
                 raise AssertionError(f"{self.case}: {tree}\n{(self.out / 'output').read_text()}")
-            time.sleep(0.1)
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
