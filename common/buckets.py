@@ -69,12 +69,8 @@ def connect(scheme, patience):
 
         limits = {"connect_timeout": patience.connect, "read_timeout": patience.stall}
         retries = {"max_attempts": patience.request_attempts, "mode": "standard"}
-        return s3fs.S3FileSystem(
-            config_kwargs={**limits, "retries": retries},
-            s3_additional_kwargs={"ChecksumAlgorithm": "CRC32C"},
-            use_listings_cache=False,
-            skip_instance_cache=True,
-        )
+        # Not asked for a CRC32C at upload: s3fs does not pass those of the parts on at the end, which S3 refuses (fsspec/s3fs#672).
+        return s3fs.S3FileSystem(config_kwargs={**limits, "retries": retries}, use_listings_cache=False, skip_instance_cache=True)
     import fsspec
 
     return fsspec.filesystem("file")
@@ -209,11 +205,14 @@ def _is_passing(error):
 
 
 def _may_help(error):
-    """False for what stays as it is however often one tries: refusals, and disks that are full or may not be written."""
+    """False for what stays as it is however often one tries: refusals, and disks that are full or may not be written.
+
+    401 may pass: it is also what becomes of a login server that does not answer.
+    """
     final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG)
     if isinstance(error, Refusal) or not isinstance(error, Exception):  # Ctrl-C is no fault
         return False
-    return _status(error) not in (401, 403) and getattr(error, "errno", None) not in final
+    return _status(error) != 403 and getattr(error, "errno", None) not in final
 
 
 def _words(error):

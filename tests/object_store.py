@@ -83,7 +83,7 @@ class Faults:
 
 
 class ObjectStore:
-    """The emulator and the proxy, while the `with` block runs."""
+    """The emulator and the proxy, while the `with` block runs. authorizations: the headers of that name that came."""
 
     def __enter__(self):
         self._emulator_port = free_port()
@@ -91,7 +91,7 @@ class ObjectStore:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._emulator = subprocess.Popen([sys.executable, "-c", EMULATOR, *options], **pipes)
         wait_until(lambda: answers(self._emulator_port), 20)
-        self.current = Faults(0, 0.0, (), 0.0)
+        self.current, self.authorizations = Faults(0, 0.0, (), 0.0), set()
         handler = type("Handler", (_Handler,), {"store": self, "upstream": self._emulator_port})
         self._proxy = _Server(("127.0.0.1", 0), handler)
         threading.Thread(target=self._proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -147,6 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _pass_on(self):
+        self.store.authorizations.add(self.headers.get("Authorization"))
         faults, length = self.store.current, int(self.headers.get("Content-Length") or 0)
         address = urllib.parse.urlsplit(self.path)
         query = {k: v for k, v in urllib.parse.parse_qsl(address.query) if k != "upload_id"}

@@ -153,6 +153,14 @@ def test_a_directory_goes_up_and_comes_back(server, store, prefix, checkpoint, t
     assert sum(came) == sum(facts["size"] for facts in found["files"].values()), "whole files came again"
 
 
+def test_a_long_download_says_how_far_it_is_where_there_is_no_terminal(store, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(storage, "SAY_SECONDS", 0)
+    store.upload_directory(checkpoint, "run")
+    store.download_directory("run", tmp_path / "back")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"downloading {store.uri('run')}: 0.0 of 0.0 GB"  # 1.2 MB
+
+
 def test_what_is_there_already_is_not_sent_again(server, store, checkpoint):
     store.upload_directory(checkpoint, "twice")
     with server.faults(rate=1.0, kinds=("503 to the start of an upload",)) as faults:
@@ -370,7 +378,7 @@ def answering(get, post, body=None):
                 released.wait(30)
                 return
             error = {"error": {"code": status, "message": "token ya29.S3CRET"}}
-            content = listing if status == 200 else body or json.dumps(error).encode()
+            content = body or (listing if status == 200 else json.dumps(error).encode())
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -416,21 +424,37 @@ def test_a_store_that_may_only_be_read_is_said():
         storage.open_store("gs://bucket/prefix").check_readable()
 
 
-def test_a_login_that_is_refused_is_said(tmp_path):
-    """A key file in perfect order, of an account that is gone."""
+def account():
+    """What a service account's key file says, with a key made for the occasion."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
     key = rsa.generate_private_key(65537, 2048)
     text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
-    account = {"type": "service_account", "client_email": "a@b.iam.gserviceaccount.com", "private_key": text, "project_id": "p"}
+    return {"type": "service_account", "client_email": "a@b.iam.gserviceaccount.com", "private_key": text, "project_id": "p"}
+
+
+def test_a_login_that_is_refused_is_said(tmp_path):
+    """A key file in perfect order, of an account that is gone."""
     refused = b'{"error": "invalid_grant", "error_description": "Invalid grant: account not found"}'
     with answering(400, 400, body=refused) as endpoint:
-        (tmp_path / "key.json").write_text(json.dumps({**account, "token_uri": f"{endpoint}/token"}))
+        facts = {**account(), "token_uri": f"{endpoint}/token"}
+        (tmp_path / "key.json").write_text(json.dumps(facts))
         found = environment(STORAGE_EMULATOR_HOST=None, GOOGLE_APPLICATION_CREDENTIALS=str(tmp_path / "key.json"))
         with found, pytest.raises(Refusal, match=r"wants a login, and .* not accepted \(HTTP 401\)") as raised:
             storage.open_store("gs://bucket/prefix").check()
-    assert text.splitlines()[1] not in str(raised.value)
+    assert facts["private_key"].splitlines()[1] not in str(raised.value)
+
+
+def test_a_key_file_in_order_logs_in(server, prefix, tmp_path):
+    token = json.dumps({"access_token": "ya29.granted", "expires_in": 3600, "token_type": "Bearer"}).encode()
+    with answering(0, 200, body=token) as endpoint:
+        (tmp_path / "key.json").write_text(json.dumps({**account(), "token_uri": f"{endpoint}/token"}))
+        with environment(STORAGE_EMULATOR_HOST=None, GOOGLE_APPLICATION_CREDENTIALS=str(tmp_path / "key.json")):
+            logged_in = buckets.connect("gs", RESIGNED)
+        logged_in.pipe_file(f"{BUCKET}/{prefix}/one", b"content")
+    assert server.contents(f"{prefix}/one") == b"content"
+    assert "Bearer ya29.granted" in server.authorizations
 
 
 def test_a_store_that_cannot_be_reached_is_said():
