@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from transformers import TrainerCallback, TrainerState
 
 from common import hardware, hashing, launch, manifest, models, remote_runs, signals, stopping, versions, zero
@@ -173,11 +172,11 @@ class Checkpoints(TrainerCallback):
         if is_rank_0():
             write_json(directory / "constants.json", self.constants)  # for whoever judges it
         mine = {os.path.relpath(path, directory).replace(os.sep, "/"): facts for path, facts in written.items()}
-        files = {name: facts for part in gather(mine) for name, facts in part.items()}  # also a barrier: all have written
+        files = {name: facts for part in launch.gather(mine) for name, facts in part.items()}  # also a barrier: all have written
         args, state = self.trainer.args, self.trainer.state
         others = [name for name in manifest.files_in(directory) if name not in files]
         hashed = {name: manifest.describe(directory / name) for name in others[args.process_index :: args.world_size]}
-        parts = gather((hashed, self.trainer._tr_loss.item()))
+        parts = launch.gather((hashed, self.trainer._tr_loss.item()))
         if is_rank_0():
             for part, _ in parts:
                 files |= part
@@ -289,12 +288,3 @@ def optimizer_name(optimizer):
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-
-
-def gather(value):
-    """[`value` of rank 0, of rank 1, …] in every rank."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return [value]
-    found = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found

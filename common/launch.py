@@ -167,22 +167,39 @@ def prepare_process():
 
 
 def rank_0_decides(function):
-    """The value of `function()` on rank 0, in every rank."""
+    """The value of `function()` on rank 0, in every rank; its `Refusal` too. It may take up to a day, and its value must be picklable."""
     import torch.distributed as dist
 
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    group = _group_on_cpu()
+    if group is None:
         return function()
-    box = [function() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(box, src=0)
+    box = [None]
+    if dist.get_rank() == 0:
+        try:
+            box = [function()]
+        except refusal.Refusal as refused:
+            box = [refused]
+    dist.broadcast_object_list(box, src=0, group=group)
+    if isinstance(box[0], refusal.Refusal):
+        raise box[0]
     return box[0]
+
+
+def gather(value):
+    """[`value` of rank 0, of rank 1, …] in every rank; values must be picklable."""
+    import torch.distributed as dist
+
+    group = _group_on_cpu()
+    if group is None:
+        return [value]
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value, group=group)
+    return found
 
 
 def wait_for_all():
     """Return when every rank is here."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+    gather(None)
 
 
 def agree(flag):

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import sys
+import warnings
 from pathlib import Path
 
 from common.refusal import Refusal
@@ -13,8 +14,9 @@ PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<unk>"
 
 
 def quiet():
-    """Silence DeepSpeed's notices, and loading bars where no terminal shows them."""
+    """Silence DeepSpeed's notices, torch's announcements of what it will rename, and loading bars where no terminal shows them."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if not sys.stderr.isatty():
         from transformers.utils.logging import disable_progress_bar
 
