@@ -7,6 +7,7 @@ in place of `trainer.train`, and `kept.finish()` at the end.
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -47,14 +48,13 @@ class Checkpoints(TrainerCallback):
         """Train to the end, from `checkpoint` where there is one; a signal saves the last step and ends the process with code 75.
 
         steps: all steps of the run. A checkpoint of the last one is only loaded, its best or itself: given such a one,
-        transformers 5.17 would take one step more than the run has.
+        transformers 5.17 would take one step more than the run has. Where its evaluation was interrupted, that comes first.
         """
-        if checkpoint is not None:
-            self.between.resumed = manifest.read(checkpoint)["position"]
+        self.between.resumed = manifest.read(checkpoint)["position"] if checkpoint else {}
         if self.uploads:
             for _, whole in self.run.whole_checkpoints():
                 self.uploads.submit(whole, whole.name)  # what an interrupted run had not finished; what is there is not sent again
-        if checkpoint is not None and step_of(checkpoint) >= steps:
+        if checkpoint is not None and step_of(checkpoint) >= steps and not self.between.resumed["evaluation_due"]:
             self._load_the_end(checkpoint)
             return
         with signals.politely():
@@ -62,6 +62,8 @@ class Checkpoints(TrainerCallback):
                 self.trainer.train(resume_from_checkpoint=self._loadable(checkpoint))
             except stopping.Stop as stop:
                 self._stop(stop)
+            except stopping.Done:
+                self.trainer._finalize_training(None, 1, time.time())
 
     def _loadable(self, checkpoint):
         """The path to load: of what another number of ranks wrote, a copy that these can read."""
@@ -106,6 +108,9 @@ class Checkpoints(TrainerCallback):
         if self.regrouped:
             self._regrouped_was_loaded()
         self._find_best(state)
+        over = state.global_step >= state.max_steps or self.trainer.control.should_training_stop  # early, by that evaluation
+        if over and self.between.resumed.get("evaluation_due"):
+            raise stopping.Done
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.uploads and len(self.uploads.safe()) != self.seen_safe:

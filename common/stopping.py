@@ -17,6 +17,10 @@ class Stop(Exception):
         self.evaluating = evaluating
 
 
+class Done(Exception):
+    """The evaluation in which a run was stopped turned out to be its end: there is no step left to take."""
+
+
 class Between(TrainerCallback):
     """What a Trainer holds between two steps and its own checkpoint does not: put back on resume, and after half a step.
 
