@@ -161,15 +161,17 @@ def _is_alive(process):
 
 
 def _a_rank_is_dead():
-    """True when fewer ranks of this run are alive on this machine than were started: this one's request came from that."""
+    """True when fewer ranks of this run are alive on this machine than were started: why the launcher ends the others."""
     import psutil
 
     meeting = ("MASTER_ADDR", "MASTER_PORT")
     alive = set()
     for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if _runs_this(process.cmdline()) and _is_alive(process):
-                theirs = process.environ()
-                if all(theirs.get(name) == os.environ.get(name) for name in meeting):
-                    alive.add(theirs.get("RANK"))
+        with suppress(psutil.NoSuchProcess):
+            try:
+                theirs = process.environ() if _runs_this(process.cmdline()) and _is_alive(process) else {}
+            except psutil.AccessDenied:  # somebody else's
+                continue
+            if all(theirs.get(name) == os.environ.get(name) for name in meeting):
+                alive.add(theirs.get("RANK"))
     return len(alive - {None}) < int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)

@@ -40,6 +40,7 @@ def main():
     if here == 1 and STEPS == 71:
         os._exit(9)
     if here == 0:
+        (out / "gpus").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
         time.sleep(2)
         (out / "first").write_text("")
     launch.exit_together()
@@ -83,8 +84,9 @@ def test_two_gpus_start_two_ranks_with_the_same_flags_and_pass_on_the_exit_code(
     assert ended.returncode == 7
 
 
-def test_a_rank_that_dies_keeps_nobody_waiting_at_the_end(start):
-    ended = start(2, "--steps", "71")
+def test_a_rank_that_dies_keeps_nobody_waiting_at_the_end(start, tmp_path):
+    ended = start(2, "--steps", "71", CUDA_VISIBLE_DEVICES="1,0")
+    assert (tmp_path / "gpus").read_text() == "1,0"  # and nobody else's
     assert ended.returncode == 137, ended.stderr  # without a word to its guard
 
 
