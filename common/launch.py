@@ -27,15 +27,15 @@ _groups = {}  # the gloo group by the default group it was made beside
 def command(main):
     """Run a recipe's `main()` as a command, in a rank as well, and end the process with the exit code the caller sees.
 
-    0: done. 2: refused, in a sentence. 75: stopped politely by SIGTERM, SIGINT or SIGUSR1 and saved; starting it again resumes.
-    128 + n: ended by signal n at once – before training began or after it ended, or by a second signal; 129 where a launcher vanished
-    before training. 137: killed. 1: a bug, with its traceback.
+    0: done. 2: refused, in a sentence. 75: stopped politely by SIGTERM, SIGINT or SIGUSR1 and saved; with --resume-from-checkpoint auto
+    it goes on. 128 + n: ended at once by signal n, before or after training or because it came a second time; 129 where a launcher
+    vanished before training. 137: a rank was killed. 1: a bug, with its traceback.
 
-    So it is for one process, for `python recipes/x.py` on several GPUs whatever process is signalled, and for srun's tasks. Ranks
-    under `deepspeed` and `torchrun` do the same, but these end as they like: a signalled rank (75) is passed on by `deepspeed`, while
-    torchrun makes every failure a 1. SIGTERM and SIGINT to DeepSpeed's launch.py, and to torchrun, give 1. A runner or launcher that dies
-    of its signal (the `deepspeed` runner of any, both others of SIGUSR1) returns that, and before the ranks have saved:
-    they go on alone until they have. When launch.py dies of a signal, the runner above it returns 0.
+    So it is for one process, for srun's tasks, and for `python recipes/x.py` on several GPUs whichever of its processes is signalled.
+    Under `deepspeed` and `torchrun` the ranks do the same, and save as long as they need, but the code is the launcher's. A signal to a
+    rank: deepspeed 75, torchrun 1 (with --max-restarts it starts the ranks anew). To torchrun, or to DeepSpeed's launch.py: 1; after 30
+    seconds they return while the ranks still save. To the `deepspeed` runner, or SIGUSR1 to torchrun: they die of it at once, the ranks
+    save and end alone. A launch.py that dies of SIGUSR1 or SIGKILL is a 0 to the runner above it.
     """
     code = 1
     try:
@@ -87,7 +87,7 @@ def supervise(gpus, script):
 
     The ranks become children of this process (see `guard.shield`): it asks them itself, which the launcher would do with 30 seconds'
     notice, and waits for them also where the launcher was killed. What `deepspeed` puts above its launcher is left out: it reports a
-    killed launcher as success.
+    killed launcher as success. Raises `signals.Stopped` where a signal came before all ranks had started.
     """
     with socket.socket() as probe:  # a free port: two runs on one machine must not meet on the default one
         probe.bind(("127.0.0.1", 0))
