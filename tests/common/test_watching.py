@@ -73,20 +73,6 @@ def test_the_best_checkpoint_is_one_that_was_saved(tmp_path):
     assert (trainer.state.best_global_step, trainer.state.best_metric) == (96, 0.6)
 
 
-def test_a_checkpoint_with_nan_is_not_marked_whole(tmp_path):
-    from safetensors.torch import save_file
-
-    commit, state = watching.Commit(RunDirectory(tmp_path), {"LORA_R": 16}), TrainerState()
-    for step, value in ((10, 1.0), (20, float("nan"))):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        save_file({"lora_A": torch.full((2, 2), value)}, tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors")
-        state.global_step = step
-        commit.on_save(None, state, TrainerControl())
-    assert [step for step, _ in RunDirectory(tmp_path).whole_checkpoints()] == [10]
-    assert log.warnings == ["checkpoint-20 holds NaN or infinite numbers and is not marked whole"]
-    log.close()
-
-
 def test_a_rising_loss_is_said_once(watch):
     feed(watch, [2.0] * 5 + [1.0] * 5 + [2.5] * 10)
     assert len(log.warnings) == 1 and "rising (1.000 ->" in log.warnings[0] and "lower LEARNING_RATE" in log.warnings[0]

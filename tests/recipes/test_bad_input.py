@@ -142,7 +142,7 @@ def test_a_checkpoint_that_is_none(main, here, kind):
     if kind != "absent":
         path.mkdir()
         (path / "trainer_state.json").touch()
-    wanted = {"absent": "does not exist", "another directory": "named checkpoint-N", "interrupted": "lacks constants.json"}[kind]
+    wanted = {"absent": "does not exist", "another directory": "named checkpoint-N", "interrupted": "has no manifest.json"}[kind]
     sentence = main(resume_from_checkpoint=str(path))
     assert str(path) in sentence
     assert wanted in sentence
