@@ -5,7 +5,7 @@
     chain.kill_in("save", random.Random(1))     # "save": what the disk says the moment was
     chain.resume()
     chain.finish()
-    assert not differences(whole, chain.run)
+    assert not compared_runs.differences(whole, chain.run)
 
 What the moments are proven by, all of it looked at after the process is dead:
 save: there is a checkpoint-N without a manifest. upload: the store has received a part of a checkpoint's file and not the rest.
@@ -17,25 +17,21 @@ import secrets
 import shutil
 import subprocess
 import sys
-import threading
 import time
-import urllib.parse
-import urllib.request
 
-import numpy as np
 import psutil
-import torch
-from object_store import BUCKET, ObjectStore, free_port, wait_until
+from compared_runs import logged
+from object_store import BUCKET, free_port, wait_until
+from slow_store import RUNS
 from user_commands import ROOT, user_environment
 
 from common import manifest
-from common.run_directory import RunDirectory, read_json, step_of
+from common.run_directory import RunDirectory
 
 SAVE_STEPS, LOGGING_STEPS = 5, 2  # the loss of one or two steps is not logged yet when a checkpoint is written
 SAVING = 0.1  # seconds that a save takes, about
 PATIENCE = 240  # seconds for anything to happen
 RECIPE = "recipes/llama32_qlora.py"
-RUNS = "runs"  # where in the bucket
 MARK = "INTERRUPTED_RUN"  # in the environment of every process that a run starts
 
 
@@ -49,98 +45,12 @@ def flags(steps):
     )  # fmt: skip
 
 
-class Store(ObjectStore):
-    """The object store behind a line whose speed can be set; it knows which bodies are on their way."""
-
-    pace = None  # bytes a second and upload; None: as fast as it goes
-
-    def __enter__(self):
-        super().__enter__()
-        self._lock, self._coming = threading.Lock(), {}
-        self._proxy.RequestHandlerClass = type("Slow", (_Slow, self._proxy.RequestHandlerClass), {"line": self})
-        return self
-
-    def coming(self):
-        """{number of the request: (name of the object, bytes that came, bytes that will)} of checkpoints' files on their way."""
-        with self._lock:
-            return {number: tuple(found) for number, found in self._coming.items() if "/checkpoint-" in found[0]}
-
-    def names(self):
-        """Of all objects, as the emulator lists them."""
-        address = f"http://127.0.0.1:{self._emulator_port}/storage/v1/b/{BUCKET}/o?prefix={RUNS}/"
-        with urllib.request.urlopen(address) as answer:
-            return [item["name"] for item in json.load(answer).get("items", [])]
-
-    def committed(self, run):
-        """[(step, sentences about what is wrong with it)] of the checkpoints of `run` that have a manifest here, read past the proxy."""
-        found = []
-        for name in self.names():
-            directory, _, last = name.rpartition("/")
-            if directory.startswith(f"{RUNS}/{run}/checkpoint-") and last == manifest.NAME:
-                files = manifest.parse(self.contents(name), name)["files"]
-                wrong = [f"{directory}/{file}" for file, facts in files.items() if _facts(self.contents(f"{directory}/{file}")) != facts]
-                found.append((step_of(directory), wrong))
-        return sorted(found)
-
-
-class _Slow:
-    """Goes before the proxy's handler: reads a body at the pace of `line` and keeps account of it."""
-
-    line, number = None, 0
-
-    def setup(self):
-        super().setup()
-        self.rfile = _Metered(self.rfile, self)
-
-    def read(self, plainly, length):
-        line, name = self.line, urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query).get("name", [""])[0]
-        if "upload_id=" not in self.path:
-            return plainly(length)
-        body, account = b"", [name, 0, length]
-        with line._lock:
-            _Slow.number += 1
-            number = _Slow.number
-            line._coming[number] = account
-        try:
-            while len(body) < length:
-                part = plainly(min(8192, length - len(body)))
-                if not part:
-                    raise ConnectionResetError
-                body += part
-                account[1] = len(body)
-                if line.pace:
-                    time.sleep(len(part) / line.pace)
-            return body
-        finally:
-            with line._lock:
-                del line._coming[number]
-
-
-class _Metered:
-    def __init__(self, file, handler):
-        self._file, self._handler = file, handler
-
-    def read(self, length):
-        return self._handler.read(self._file.read, length)
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-
-def _facts(data):
-    if data is None:
-        return None
-    found = manifest.Crc32c()
-    found.update(data)
-    return {"size": len(data), "crc32c": found.text()}
-
-
 class Chain:
     """One run of the recipe below `home`, of which each session ends at a chosen moment. ranks: above 1 under `deepspeed`."""
 
     def __init__(self, home, name, flags, store=None, ranks=1):
         self.run, self.home, self.flags, self.store, self.ranks = RunDirectory(home / name), home, flags, store, ranks
-        self.mark, self.process, self.sessions, self.proven = f"{name}-{secrets.token_hex(6)}", None, 0, []
+        self.mark, self.process, self.sessions, self.proven, self._left = f"{name}-{secrets.token_hex(6)}", None, 0, [], []
         self.output = home / f"{name}.log"  # of all sessions
         self._begins = self._logged = 0
 
@@ -171,10 +81,17 @@ class Chain:
         code = self.process.wait(PATIENCE)
         assert code == 0, self.said()
         self.require_nobody()
+        self._require_set_aside()
 
     def forget(self):
         """Lose the disk: remove the run directory."""
         shutil.rmtree(self.run.path)
+        self._left = []
+
+    def end(self):
+        """End what is still running."""
+        for process in self._processes():
+            process.kill()
 
     # moments
 
@@ -196,6 +113,7 @@ class Chain:
             if self.store:
                 self.store.pace = None
         self.require_nobody()
+        self._left = [path.name for path in self.unfinished()]
         self.proven.append(self._moment(coming))
         return self.proven[-1]
 
@@ -221,7 +139,13 @@ class Chain:
         if not self._until(lambda: "rank(s) rows, about" in self.said(), 0.05):
             return False
         self._logged = len(self._lines())
+        self._require_set_aside()
         return True
+
+    def _require_set_aside(self):
+        """What a kill in a save left is still there, under a name that says what it is."""
+        for name in self._left:
+            assert list(self.run.path.glob(f"unfinished-{name}-*")), f"{name} is gone\n{self.said()}"
 
     def _reach_step(self, draw):
         skipped = draw.randrange(3)
@@ -248,6 +172,12 @@ class Chain:
     def _reach_evaluation(self, draw):
         """The figures of a step are logged, and then it is evaluated."""
         reached = self._until(lambda: any("loss" in line and line["step"] % SAVE_STEPS == 0 for line in self._lines()[self._logged :]))
+        time.sleep(draw.uniform(0.1, 0.4))
+        return reached
+
+    def _reach_last_evaluation(self, draw):
+        steps = int(self.flags[self.flags.index("--max-steps") + 1])
+        reached = self._until(lambda: any("loss" in line and line["step"] == steps for line in self._lines()[self._logged :]))
         time.sleep(draw.uniform(0.1, 0.4))
         return reached
 
@@ -308,67 +238,3 @@ def _only_steps_follow(line):
     """True for the figures of a step after which nothing but steps comes until the next ones are logged."""
     due = range(line["step"], line["step"] + LOGGING_STEPS)
     return "loss" in line and not any(step % SAVE_STEPS == 0 for step in due)
-
-
-# comparing
-
-
-def logged(run):
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in run.metrics.read_text().splitlines()] if run.metrics.exists() else []
-
-
-def figures(lines):
-    """{(step, name): value} of losses, grad norms, learning rates and held-out losses; the last one counts where there are several."""
-    kept = ("loss", "grad_norm", "learning_rate", "eval_loss")
-    return {(line["step"], name): line[name] for line in lines for name in kept if name in line}
-
-
-def differences(whole, other):
-    """What differs between two finished runs, in words; empty where every figure and every bit is the same.
-
-    Compared: the logged figures, the final model, and what is in the last checkpoint: weights, optimiser, schedule, random states,
-    history, place in the data.
-    """
-    found = [f"figures: {what}" for what in _unequal(figures(logged(whole)), figures(logged(other)))]
-    found += [f"final_model: {what}" for what in _unequal(_tensors(whole.final_model), _tensors(other.final_model))]
-    last = [run.whole_checkpoints()[-1][1] for run in (whole, other)]
-    for what, read in {"checkpoint": _tensors, "state": _state, "history": _history, "position": _position}.items():
-        found += [f"{last[1].name}, {what}: {where}" for where in _unequal(*map(read, last))]
-    return found
-
-
-def _tensors(directory):
-    from safetensors.torch import load_file
-
-    return load_file(directory / "adapter_model.safetensors")
-
-
-def _state(checkpoint):
-    """Of everything that torch wrote; our own files, so they may be unpickled."""
-    names = [p for p in sorted(checkpoint.rglob("*")) if p.suffix in (".pt", ".pth")]
-    return {str(path.relative_to(checkpoint)): torch.load(path, weights_only=False) for path in names}
-
-
-def _history(checkpoint):
-    state = read_json(checkpoint / "trainer_state.json")
-    kept = ("global_step", "epoch", "best_global_step", "best_metric", "num_input_tokens_seen", "total_flos")
-    return {"figures": figures(state["log_history"]), **{name: state[name] for name in kept}}
-
-
-def _position(checkpoint):
-    return manifest.read(checkpoint)["position"]
-
-
-def _unequal(one, other, where=""):
-    """The places at which two nested values differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        found = [f"{where}/{key} is only in one" for key in one.keys() ^ other.keys()]
-        return found + [text for key in one if key in other for text in _unequal(one[key], other[key], f"{where}/{key}")]
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
-        return [text for n, pair in enumerate(zip(one, other, strict=True)) for text in _unequal(*pair, f"{where}/{n}")]
-    if torch.is_tensor(one) and torch.is_tensor(other):
-        return [] if one.dtype == other.dtype and torch.equal(one, other) else [f"{where} (tensor)"]
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return [] if np.array_equal(one, other) else [f"{where} (array)"]
-    return [] if type(one) is type(other) and one == other else [f"{where}: {str(one)[:60]} and {str(other)[:60]}"]

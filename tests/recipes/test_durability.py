@@ -6,10 +6,15 @@ them, and two ranks under ZeRO-2: `make soak`, whose table is bench/results/kill
 
 import random
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from interrupted_runs import Chain, Store, differences, flags
+from compared_runs import differences
+from interrupted_runs import Chain, flags
+from slow_store import Store
+from user_commands import ROOT
 
 from common import manifest
 
@@ -36,13 +41,13 @@ def killed(home):
         chain.forget()
         chain.resume()
         chain.finish()
-        return chain, committed, aside, store.committed("killed")
+        return chain, [*committed, store.committed("killed")], aside
 
 
 def stopped(home):
-    """SIGTERM in the middle of an accumulation, SIGUSR1 inside an evaluation."""
+    """SIGTERM in the middle of an accumulation, SIGUSR1 inside an evaluation, SIGINT inside the last one."""
     chain, found = Chain(home, "stopped", flags(STEPS)), []
-    for moment, number in (("accumulation", signal.SIGTERM), ("evaluation", signal.SIGUSR1)):
+    for moment, number in (("accumulation", signal.SIGTERM), ("evaluation", signal.SIGUSR1), ("last_evaluation", signal.SIGINT)):
         chain.resume()
         found.append((*chain.stop_in(moment, number, random.Random(0)), chain.said()))
     chain.resume()
@@ -59,25 +64,32 @@ def runs(tmp_path_factory):
 
 
 def test_killed_in_a_step_a_save_and_an_upload_it_ends_in_the_same_bits(runs):
-    chain, committed, aside, finally_committed = runs["killed"].result()
+    chain, committed, aside = runs["killed"].result()
     assert chain.proven == ["step", "save", "upload"]
     assert differences(runs["whole"].result().run, chain.run) == []
     assert len(aside) == 1, "what the kill in the save left is kept under another name"
-    assert [wrong for found in (*committed, finally_committed) for _, wrong in found if wrong] == [], "what has a manifest there is whole"
-    assert [step for step, _ in finally_committed] == [5, 10, 15, 20]
+    assert [wrong for found in committed for _, wrong in found if wrong] == [], "what has a manifest in the store is whole there"
+    assert [step for step, _ in committed[-1]] == [5, 10, 15, 20]
     assert "bringing gs://" in chain.said(), "the disk was lost: the last session went on from the store"
 
 
 def test_stopped_by_signals_it_saves_the_last_step_and_ends_in_the_same_bits(runs):
     chain, found = runs["stopped"].result()
-    for (code, checkpoint, said), name, evaluating in zip(found, ("SIGTERM", "SIGUSR1"), (False, True), strict=True):
+    for (code, checkpoint, said), name, evaluating in zip(found, ("SIGTERM", "SIGUSR1", "SIGINT"), (False, True, True), strict=True):
         assert code == 75 and f"{name}: stopping after step {checkpoint['step']}" in said, said
         assert checkpoint["position"]["evaluation_due"] is evaluating
         assert "to go on: python recipes/llama32_qlora.py" in said and f"--resume-from-checkpoint {chain.run.path}/checkpoint-" in said
-    assert differences(runs["whole"].result().run, chain.run) == []
+    assert found[-1][1]["step"] == STEPS
+    assert differences(runs["whole"].result().run, chain.run, history=False) == [], "but for what came after the last save"
 
 
 def test_what_is_saved_has_a_manifest_and_verifies(runs):
     run = runs["whole"].result().run
     assert [step for step, _ in run.whole_checkpoints()] == [step for step, _ in run.checkpoints()]
     assert all(manifest.verify(path) == [] for _, path in run.checkpoints())
+
+
+@pytest.mark.soak
+def test_fifteen_kills_in_each_moment_and_two_ranks():
+    done = subprocess.run([sys.executable, "bench/kills.py"], cwd=ROOT, capture_output=True, text=True, timeout=1700)
+    assert done.returncode == 0, done.stdout + done.stderr
