@@ -97,6 +97,15 @@ class Objects:
 
         self._persist(what, fetched, expected["size"])
 
+    def delete(self, key):
+        """Remove the object `key`, where there is one. Raises StorageError."""
+
+        def deleted():
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(self._path(key))
+
+        self._persist(f"{self.uri(key)} could not be deleted", deleted)
+
     @property
     def _fs(self):
         with self._lock:
@@ -128,13 +137,6 @@ class Objects:
             return size == expected["size"] and (crc32c or self._hashed(key, size)) == expected["crc32c"]
         except FileNotFoundError:
             return False
-
-    def _delete(self, key):
-        def deleted():
-            with suppress(FileNotFoundError):
-                self._fs.rm_file(self._path(key))
-
-        self._persist(f"{self.uri(key)} could not be deleted", deleted)
 
     def _blocks(self, path):
         with open(path, "rb") as content:

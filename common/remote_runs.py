@@ -57,6 +57,18 @@ def require_same(store, run):
                       "or give one of the two directories another name")  # fmt: skip
 
 
+def abandon_newer(store, key, step):
+    """Take the manifests of the checkpoints after `step` away, so that none is taken for the new line's; they stay as abandoned-….
+
+    Returns the checkpoints' names. Raises StorageError.
+    """
+    newer = [f"checkpoint-{number}" for number in steps(store, key) if number > step]
+    for name in newer:
+        store.upload_bytes(store.read(f"{key}/{name}/{manifest.NAME}"), f"{key}/{name}/abandoned-{manifest.NAME}")
+        store.delete(f"{key}/{name}/{manifest.NAME}")
+    return newer
+
+
 def restore(store, key, output_dir, step=None):
     """(RunDirectory, checkpoint): a run's newest checkpoint that can be brought whole, or that of `step`, and the best one beside it.
 

@@ -58,7 +58,7 @@ class Store(Objects):
         text = (directory / manifest.NAME).read_bytes()
         seal = _join(key, manifest.NAME)
         if self.read(seal) not in (None, text):  # of another directory of this name, whose files change now
-            self._delete(seal)
+            self.delete(seal)
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
             _finish([pool.submit(self.upload, directory / name, _join(key, name), files[name]) for name in files])
         if (directory / manifest.NAME).read_bytes() != text:
