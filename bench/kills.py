@@ -125,7 +125,7 @@ def broken(store, name):
 
 def stopped(home, whole, moments, name):
     """The row of a run that is stopped politely in each of `moments`."""
-    chain, row, draw = Chain(home, name, flags(STEPS)), Row(f"stopped, {name}"), random.Random(0)
+    chain, row, draw = Chain(home, name, flags(STEPS)), Row("stopped"), random.Random(0)
     with row.judging(chain):
         chain.resume()
         for moment, number in moments:
@@ -205,7 +205,7 @@ def run(home, seconds, seed, say=lambda text: None):
         whole = pool.submit(_whole, home)
         kills = Kills(home, whole, seed, start + 0.6 * seconds, say)
         jobs = [pool.submit(kills.work), pool.submit(kills.work)]
-        jobs += [pool.submit(stopped, home, whole, moments, name) for moments, name in ((POLITE, "in the middle"), ((LAST,), "at the end"))]
+        jobs += [pool.submit(stopped, home, whole, moments, name) for moments, name in ((POLITE, "stopped"), ((LAST,), "stopped-last"))]
         jobs += [pool.submit(control, home, whole)]
         rows = [row for job in jobs for row in (job.result() if isinstance(job.result(), list) else [job.result()])]
     rows.append(two_ranks(home, start + 0.9 * seconds, say))
@@ -265,7 +265,7 @@ def write(output, rows, seed, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1300, help="after which nothing new is begun")
+    parser.add_argument("--seconds", type=float, default=1200, help="after which nothing new is begun")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results" / "kills.md")
     args = parser.parse_args()
