@@ -47,7 +47,8 @@ class Resolved:
         if self.argv is None:
             changed = ", ".join(f"{n.lower()}={self.values[n]!r}" for n, o in self.origins.items() if o == "flag")
             return f"{self.recipe}.main({', '.join(filter(None, ['tiny=True' if self.tiny else '', changed]))})"
-        return shlex.join(["python", f"recipes/{self.recipe}.py", *self.argv])
+        typed = [flag for flag in self.argv if not flag.startswith("--local")]  # the launcher's
+        return shlex.join(["python", f"recipes/{self.recipe}.py", *typed])
 
     def show(self):
         """The table printed once at the start; what did not come from the file says from where."""
