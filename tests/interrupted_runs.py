@@ -170,15 +170,15 @@ class Chain:
         return reached
 
     def _reach_evaluation(self, draw):
-        """The figures of a step are logged, and then it is evaluated."""
+        """The figures of a step are logged, and then it is evaluated; the signal is seen there, be it a little early."""
         reached = self._until(lambda: any("loss" in line and line["step"] % SAVE_STEPS == 0 for line in self._lines()[self._logged :]))
-        time.sleep(draw.uniform(0.1, 0.4))
+        time.sleep(draw.uniform(0, 0.2))
         return reached
 
     def _reach_last_evaluation(self, draw):
         steps = int(self.flags[self.flags.index("--max-steps") + 1])
         reached = self._until(lambda: any("loss" in line and line["step"] == steps for line in self._lines()[self._logged :]))
-        time.sleep(draw.uniform(0.1, 0.4))
+        time.sleep(draw.uniform(0, 0.2))
         return reached
 
     def _until(self, condition, pause=0.001):

@@ -1,24 +1,14 @@
-"""The recipe as a user runs it: trained, judged, killed and resumed, on two ranks, from Python, from another run's model."""
+"""The recipe as a user runs it: trained, judged, on two ranks, from Python, from another run's model."""
 
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import torch
 from safetensors.torch import load_file
-from user_commands import ROOT, call, train, user_environment
+from user_commands import call, train
 
 from common.run_directory import read_json
-
-SHORT = (
-    *("--max-steps", "20", "--save-steps", "8", "--eval-steps", "8", "--logging-steps", "1"),
-    *("--per-device-train-batch-size", "16", "--gradient-accumulation-steps", "2"),
-    *("--lora-dropout", "0.1", "--no-merge", "--report-to", "[]"),
-)
 
 
 def measured(run):
@@ -76,31 +66,6 @@ def test_the_adapter_moved_and_the_merged_model_says_the_same(tiny_run):
     assert 0 < merge["relative_rms"] < merge["tolerance"] and merge["top1_agreement"] > 0.95
     model = AutoModelForCausalLM.from_pretrained(tiny_run.run.merged_model)
     assert model.dtype == torch.bfloat16 and not hasattr(model.config, "quantization_config")
-
-
-def test_killed_and_resumed_it_ends_in_the_same_bits(tmp_path):
-    whole = train(tmp_path, *SHORT, name="whole")
-    assert whole.returncode == 0, whole.output
-    command = [sys.executable, "recipes/llama32_qlora.py", "--tiny", "--output-dir", str(tmp_path), "--run-name", "killed", *SHORT]
-    process = subprocess.Popen(command, cwd=ROOT, env=user_environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics, deadline = tmp_path / "killed" / "logs" / "metrics.jsonl", time.time() + 200
-    while not (metrics.is_file() and '"step": 10,' in metrics.read_text()):
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (tmp_path / "killed" / "checkpoint-8" / "constants.json").is_file() and not (tmp_path / "killed" / "final_model").exists()
-
-    resumed = train(tmp_path, *SHORT, "--resume-from-checkpoint", "auto", name="killed")
-    assert resumed.returncode == 0, resumed.output
-    assert measured(resumed.run) == measured(whole.run), "16 steps are an epoch: the order of both epochs is the same"
-    for part in ("final_model", "checkpoint-20"):
-        a, b = (load_file(ran.run.path / part / "adapter_model.safetensors") for ran in (whole, resumed))
-        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a), part
-    assert not (tmp_path / "killed-2").exists()
-
-    again = train(tmp_path, *SHORT, "--resume-from-checkpoint", str(tmp_path / "killed" / "checkpoint-20"), name="killed")
-    assert again.returncode == 0 and measured(again.run) == measured(whole.run), again.output
 
 
 def test_two_ranks_under_zero_2(tmp_path):
