@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerState
 
 from common import hardware, hashing, launch, manifest, models, remote_runs, signals, stopping, versions, zero
 from common.log import is_rank_0, say, warn
-from common.refusal import Refusal
+from common.refusal import Refusal, is_disk_full
 from common.run_directory import read_json, step_of, write_json
 from common.uploads import Uploads
 
@@ -28,13 +28,13 @@ class Checkpoints(TrainerCallback):
 
     run: RunDirectory; constants: the resolved ones, a dict; data_key: of the tokenised data; micro_batch: rows of one
     micro-batch over all ranks that the order of rows is made for; save_total_limit: how many stay on this disk, the best one
-    besides; uri: the store to upload to, None for none; keep_local: False removes all but the newest and the best from this
-    disk once they are verified in the store.
+    besides; uri: the store to upload to, None for none; keep_local: False removes from this disk what is verified in the store,
+    but for the newest and the best.
     """
 
     def __init__(self, trainer, run, constants, data_key, micro_batch, save_total_limit, uri=None, keep_local=True):
         self.trainer, self.run, self.constants, self.data_key = trainer, run, constants, data_key
-        self.limit = save_total_limit if keep_local or not uri else 1
+        self.limit, self.keep_local = save_total_limit, keep_local
         self.uploads = Uploads(uri, run.path.name) if uri and is_rank_0() else None
         self.micro_batch = micro_batch
         self.between, self.regrouped, self.seen_safe = stopping.Between(trainer), None, 0
@@ -130,8 +130,9 @@ class Checkpoints(TrainerCallback):
     def save(self, model, trial):
         """In place of the trainer's `_save_checkpoint`: the same files, then their manifest, then upload and pruning."""
         directory = self.run.path / f"checkpoint-{self.trainer.state.global_step}"
+        best = self.trainer.state.best_model_checkpoint  # which transformers sets in the middle of its save
         if not launch.rank_0_decides(lambda: self._has_room(directory)):
-            self._not_saved()
+            self._not_saved(best)
             return
         try:
             with signals.unhurried():
@@ -139,9 +140,11 @@ class Checkpoints(TrainerCallback):
                     self.save_plainly(model, trial)
                 self._commit(directory, written)
         except Exception as error:
-            if not hardware.is_disk_full(error):
+            if not is_disk_full(error) or manifest.exists(directory):  # what is committed stays
                 raise
             self._disk_was_full(directory, error)
+        if not launch.rank_0_decides(lambda: manifest.exists(directory)):
+            self._not_saved(best)
 
     def _has_room(self, directory):
         if directory.exists():
@@ -162,15 +165,14 @@ class Checkpoints(TrainerCallback):
             raise Refusal(f"{said}. Free some space there, then: {self._command()}") from error
         shutil.rmtree(directory, ignore_errors=True)
         warn(f"{said}. Training goes on and the next save tries again. Free some space there")
-        self._not_saved()
 
-    def _not_saved(self):
-        """What is not there cannot be the best."""
+    def _not_saved(self, best):
+        """What is not there cannot be the best: that is again the checkpoint in the path `best`, or none."""
         state = self.trainer.state
         if state.best_global_step == state.global_step:
-            before = step_of(state.best_model_checkpoint or "")
+            before = step_of(best or "")
             losses = [entry["eval_loss"] for entry in state.log_history if entry["step"] == before and "eval_loss" in entry]
-            state.best_global_step, state.best_metric = before, losses[-1] if losses else None
+            state.best_global_step, state.best_model_checkpoint, state.best_metric = before, best, losses[-1] if losses else None
 
     def _commit(self, directory, written):
         """Every rank hashed what it wrote; what is left - safetensors, JSON - is shared out, hashed, and the manifest written."""
@@ -198,7 +200,6 @@ class Checkpoints(TrainerCallback):
             else:
                 aside = self.run.set_aside(directory, "not-finite")
                 warn(f"{directory.name} holds NaN or infinite numbers; it is now {aside.name} and nothing resumes from it")
-        launch.wait_for_all()
 
     def _upload(self, directory):
         if not self.uploads:
@@ -217,13 +218,17 @@ class Checkpoints(TrainerCallback):
         safe, failed = (self.uploads.safe(), self.uploads.failed()) if self.uploads else (set(), {})
         self.seen_safe = len(safe)
         best = Path(self.trainer.state.best_model_checkpoint or "").name
-        for index, (_, path) in enumerate(whole[: -self.limit]):
+        for index, (_, path) in enumerate(whole[:-1]):
+            too_many = index < len(whole) - self.limit
             newer_is_safe = not self.uploads or any(newer.name in safe for _, newer in whole[index + 1 :])
             settled = not self.uploads or path.name in safe or path.name in failed  # not under way
-            if path.name != best and newer_is_safe and settled:
-                going = path.with_name(f".pruned-{path.name}")
-                path.rename(going)  # in one move no checkpoint any more, whenever the removing is interrupted
-                shutil.rmtree(going, ignore_errors=True)
+            stored = not self.keep_local and path.name in safe
+            if path.name != best and newer_is_safe and (stored or (too_many and settled)):
+                path.rename(path.with_name(f".pruned-{path.name}"))  # in one move no checkpoint any more
+                if self.uploads:
+                    self.uploads.withdraw(path.name)  # where it failed, it will not be tried again
+        for gone in self.run.path.glob(".pruned-*"):  # also what an interrupted run did not finish
+            shutil.rmtree(gone, ignore_errors=True)
 
     # The end
 

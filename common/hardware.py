@@ -138,12 +138,3 @@ def require_disk(path, needed_gb, what):
             f"{what} needs {needed_gb:.1f} GB and the disk of {path} has {free:.1f} GB free; free {needed_gb - free:.1f} GB there, "
             "or set OUTPUT_DIR to a directory on a larger disk"
         )
-
-
-def is_disk_full(error):
-    """True where this error, or one that led to it, is a full disk or an exceeded quota, in whatever words a library puts it."""
-    while error is not None:
-        if any(words in str(error) for words in ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

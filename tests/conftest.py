@@ -1,6 +1,7 @@
 """What several rooms' tests look at: one tiny run, trained and judged once by the user's own commands."""
 
 import pytest
+from full_disks import Disks
 from user_commands import Ran, call, train
 
 
@@ -19,6 +20,19 @@ def judged_run(tiny_run):
     code, output = call(["bash", "eval/eval_all_checkpoints.sh", str(tiny_run.run.path)], tiny_run.run.path.parent)
     assert code == 0, output
     return Ran(code, output, tiny_run.run)
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A disk of so many megabytes, as a function; skips where this machine lets nobody mount one."""
+    disks = Disks(tmp_path)
+
+    def make(megabytes):
+        disk = disks.make(megabytes)
+        return disk or pytest.skip(disks.why_not)
+
+    yield make
+    disks.close()
 
 
 def pytest_runtest_setup(item):
