@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback, TrainerState
 
-from common import hardware, hashing, launch, manifest, models, remote_runs, signals, stopping, versions, zero
+from common import hardware, hashing, launch, manifest, models, remote_runs, signals, stopping, storage, versions, zero
 from common.log import is_rank_0, say, warn
 from common.refusal import Refusal, is_disk_full
 from common.run_directory import read_json, step_of, write_json
@@ -34,7 +34,7 @@ class Checkpoints(TrainerCallback):
 
     def __init__(self, trainer, run, constants, data_key, micro_batch, save_total_limit, uri=None, keep_local=True):
         self.trainer, self.run, self.constants, self.data_key = trainer, run, constants, data_key
-        self.limit, self.keep_local = save_total_limit, keep_local
+        self.limit, self.keep_local, self.uri = save_total_limit, keep_local, uri
         self.uploads = Uploads(uri, run.path.name) if uri and is_rank_0() else None
         self.micro_batch = micro_batch
         self.between, self.regrouped, self.seen_safe = stopping.Between(trainer), None, 0
@@ -52,8 +52,7 @@ class Checkpoints(TrainerCallback):
         """
         self.between.resumed = manifest.read(checkpoint)["position"] if checkpoint else {}
         if self.uploads:
-            for _, whole in self.run.whole_checkpoints():
-                self.uploads.submit(whole, whole.name)  # what an interrupted run had not finished; what is there is not sent again
+            self._continue_uploads(checkpoint)
         if checkpoint is not None and step_of(checkpoint) >= steps and not self.between.resumed["evaluation_due"]:
             self._load_the_end(checkpoint)
             return
@@ -64,6 +63,16 @@ class Checkpoints(TrainerCallback):
                 self._stop(stop)
             except stopping.Done:
                 self.trainer._finalize_training(None, 1, time.time())
+
+    def _continue_uploads(self, checkpoint):
+        """Send what an interrupted run had not; what is in the store already is not sent again, what this resume abandons is marked."""
+        try:
+            if checkpoint is not None:
+                remote_runs.abandon_newer(storage.open_store(self.uri), self.run.path.name, step_of(checkpoint))
+        except storage.StorageError as error:
+            warn(f"newer checkpoints of another line may still be in the store ({error}); \"auto\" on another disk would take them")
+        for _, whole in self.run.whole_checkpoints():
+            self.uploads.submit(whole, whole.name)
 
     def _loadable(self, checkpoint):
         """The path to load: of what another number of ranks wrote, a copy that these can read."""
