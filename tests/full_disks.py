@@ -16,14 +16,17 @@ class Disk:
     seen: Path
     enter: tuple
 
-    def run(self, command, **options):
+    def run(self, command, cwd=".", **options):
         """subprocess.run with the disk in sight."""
         options = {"capture_output": True, "text": True, "timeout": 300, **options}
-        return subprocess.run([*self.enter, *command], **options)
+        return subprocess.run(self._inside(command, cwd), **options)
 
-    def start(self, command, **options):
+    def start(self, command, cwd=".", **options):
         """subprocess.Popen with the disk in sight."""
-        return subprocess.Popen([*self.enter, *command], **options)
+        return subprocess.Popen(self._inside(command, cwd), **options)
+
+    def _inside(self, command, cwd):
+        return [*self.enter, "env", f"--chdir={Path(cwd).absolute()}", *command]  # nsenter goes to /
 
 
 class Disks:
