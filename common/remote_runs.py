@@ -18,7 +18,7 @@ def named(uri):
     uri = uri.rstrip("/")
     step = step_of(uri.rsplit("/", 1)[-1])
     run = uri.rsplit("/", 1)[0] if step is not None else uri
-    scheme, path = run.split("://", 1)
+    scheme, _, path = run.partition("://")
     if not re.search(r"[^/]/[A-Za-z0-9][A-Za-z0-9._-]*$", path):
         raise Refusal(f"RESUME_FROM_CHECKPOINT is {uri}; it must name a run in a store, such as gs://bucket/runs/llama32_qlora")
     parent, key = path.rsplit("/", 1)
@@ -76,21 +76,24 @@ def restore(store, key, output_dir, step=None):
     """
     run = RunDirectory(Path(output_dir) / key)
     run.take()
-    found = [step] if step is not None else steps(store, key)
+    whole = steps(store, key)
     there, here = facts(store, key), read_json(run.run)
     if here is not None and here.get("run_id") != there.get("run_id"):
         raise Refusal(f"{run.path} is another run than {store.uri(key)}; move one of them away, or set OUTPUT_DIR")
     problem = "it holds no committed checkpoint; name a run's directory in the store, or one of its checkpoint-N"
-    for number in reversed(found):
+    for number in reversed(whole) if step is None else [step]:
         try:
             checkpoint = _bring(store, key, run, number)
-            best = read_json(checkpoint / "trainer_state.json", {}).get("best_global_step")
-            if best in found and best != number:
-                _bring(store, key, run, best)
-        except storage.StorageError as error:
+        except Refusal as error:  # of the store, or of a manifest that was damaged there
             problem = f"checkpoint-{number} could not be brought here whole: {error}"
             warn(f"{store.uri(key)}: {problem}")
             continue
+        best = read_json(checkpoint / "trainer_state.json", {}).get("best_global_step")
+        try:
+            if best in whole and best != number:
+                _bring(store, key, run, best)
+        except Refusal as error:
+            warn(f"{store.uri(key)}: checkpoint-{best}, the best one, could not be brought here whole: {error}")
         for name in FILES if here is None else ():
             data = store.read(f"{key}/{name}")
             if data is not None:
