@@ -232,6 +232,7 @@ def test_what_the_store_has_newer_comes_here(tmp_path, uri):
 def test_what_is_newer_here_stays(tmp_path, uri, said):
     run = write_run(tmp_path / "here" / "qlora", steps=(5,))
     store_run(uri, run)
+    shutil.rmtree(run.path / "checkpoint-5")  # an older one would only be in the way
     write_checkpoint(run.path / "checkpoint-9")
     before = contents(run.path)
     assert open_run(tmp_path / "here", "qlora", "auto", uri) == (run, run.path / "checkpoint-9")
@@ -267,10 +268,12 @@ def test_damage_in_the_store_leaves_what_is_here(tmp_path, uri, said):
     flip(tmp_path / "store" / "qlora" / "checkpoint-12" / "optimizer.pt", 100)
     assert open_run(tmp_path / "here", "qlora", "auto", uri) == (here, here.path / "checkpoint-9")
     assert "checkpoint-12 could not be brought here whole" in said[0]
+    write_checkpoint(here.path / "checkpoint-10")
+    shutil.rmtree(here.path / "checkpoint-9")
+    assert open_run(tmp_path / "here", "qlora", "auto", uri) == (here, here.path / "checkpoint-10"), "not the older 9"
     for step in (5, 9):  # then nothing there is whole
         flip(tmp_path / "store" / "qlora" / f"checkpoint-{step}" / "optimizer.pt", 100)
         shutil.rmtree(here.path / f"checkpoint-{step}", ignore_errors=True)
-    write_checkpoint(here.path / "checkpoint-10")
     assert open_run(tmp_path / "here", "qlora", "auto", uri) == (here, here.path / "checkpoint-10")
     assert "going on with checkpoint-10" in said[-1]
     shutil.rmtree(here.path / "checkpoint-10")
