@@ -35,18 +35,24 @@ def group_by_length(trainer, lengths, batch_size, seed):
     batch_size: rows of one micro-batch over all ranks, so that ranks have like lengths. The Trainer's own grouping
     takes its order from the global random state and its batches from long to short; this one can be resumed exactly.
     """
+    _draw(trainer, len(lengths), lambda epoch: grouped_order(lengths, batch_size, seed, epoch))
+
+
+def shuffle(trainer, rows, seed):
+    """Make `trainer` draw its `rows` training rows in a random order that only the seed and the epoch decide."""
+    _draw(trainer, rows, lambda epoch: np.random.default_rng([seed, epoch]).permutation(rows))
+
+
+def _draw(trainer, rows, order):
     from torch.utils.data import Sampler
 
-    class Grouped(Sampler):
-        epoch = 0
-
-        def set_epoch(self, epoch):
-            self.epoch = epoch
+    class Ordered(Sampler):
+        """Asks the trainer which epoch it is: what accelerate puts around a resumed sampler of several ranks does not tell it."""
 
         def __len__(self):
-            return len(lengths)
+            return rows
 
         def __iter__(self):
-            return iter(grouped_order(lengths, batch_size, seed, self.epoch).tolist())
+            return iter(order(int(trainer.state.epoch or 0)).tolist())
 
-    trainer._get_train_sampler = lambda dataset=None: Grouped()
+    trainer._get_train_sampler = lambda dataset=None: Ordered()

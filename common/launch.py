@@ -20,6 +20,7 @@ from datetime import timedelta
 from common import guard, hardware, refusal, signals
 from common.log import is_rank_0, say
 
+STOPPED = 75  # exit code after a polite stop: sysexits.h's EX_TEMPFAIL, try again later
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _groups = {}  # the gloo group by the default group it was made beside
 
@@ -27,9 +28,9 @@ _groups = {}  # the gloo group by the default group it was made beside
 def command(main):
     """Run a recipe's `main()` as a command, in a rank as well, and end the process with the exit code the caller sees.
 
-    0: done. 2: refused, in a sentence. 75: stopped politely by SIGTERM, SIGINT or SIGUSR1 and saved; with --resume-from-checkpoint auto
-    it goes on. 128 + n: ended at once by signal n, before or after training or because it came a second time; 129 where a launcher
-    vanished before training. 137: a rank was killed. 1: a bug, with its traceback.
+    0: done. 2: refused, in a sentence. 75: stopped politely by SIGTERM, SIGINT or SIGUSR1, or because its launcher vanished, and saved
+    where there was something to save; with --resume-from-checkpoint auto it goes on. 128 + n: ended at once by signal n, which came a
+    second time. 137: a rank was killed. 1: a bug, with its traceback.
 
     So it is for one process, for srun's tasks, and for `python recipes/x.py` on several GPUs whichever of its processes is signalled.
     Under `deepspeed` and `torchrun` the ranks do the same, and save as long as they need, but the code is the launcher's. A signal to a
@@ -46,9 +47,9 @@ def command(main):
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
     except signals.Stopped as stopped:
-        code = 128 + stopped.number
+        code = STOPPED
         if is_rank_0():
-            print(f"stopped by {stopped}: no training was going on that needed saving", file=sys.stderr)
+            print(f"stopped by {stopped}: no training was going on that needed saving; start again with the same command", file=sys.stderr)
         for child in multiprocessing.active_children():
             child.terminate()  # Python would wait for it
         sys.exit(code)

@@ -17,7 +17,10 @@ def say(text="", terminal=True):
     if not is_rank_0():
         return
     if terminal:
-        print(text, file=sys.stdout, flush=True)
+        try:
+            print(text, file=sys.stdout, flush=True)
+        except OSError:  # whoever read it, `| tee` or ssh, is gone: no reason to lose what is trained
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more at the end
     stamped = "".join(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n" for line in str(text).splitlines() or [""])
     if _file is None:
         _lines.append(stamped)

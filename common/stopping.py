@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from common import launch, signals
 
@@ -24,6 +24,8 @@ class Done(Exception):
 class Between(TrainerCallback):
     """What a Trainer holds between two steps and its own checkpoint does not: put back on resume, and after half a step.
 
+    TRL's counters, the patience of early stopping, the loss since it was last logged, an evaluation that is due.
+
     At every micro-step, of an evaluation too, it looks whether a signal asks to stop, and then raises `Stop` out of the trainer.
     """
 
@@ -37,25 +39,49 @@ class Between(TrainerCallback):
         trainer.add_callback(self)
 
     def position(self):
-        """The last step as JSON: where in the data, and in what the trainer does only now and then; for each rank its own."""
+        """Where the last step ended, as JSON."""
         args, state, trainer = self.trainer.args, self.trainer.state, self.trainer
+        epoch = int(state.epoch)
         return {
-            "epoch": state.epoch,
-            "rows": state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "epoch": epoch,
+            "micro_batches": round((state.epoch - epoch) * len(trainer.callback_handler.train_dataloader)),  # of this epoch, of each rank
+            "accumulation": args.gradient_accumulation_steps,
             "input_tokens": state.num_input_tokens_seen,
             "total_loss": trainer._total_loss_scalar,
             "last_logged_step": trainer._globalstep_last_logged,
             "evaluation_due": self.evaluation_due,
+            "over": trainer.control.should_training_stop and state.global_step < state.max_steps,  # stopped early
+            "patience": [callback.early_stopping_patience_counter for callback in self._early_stopping()],
+            "train_tokens": getattr(trainer, "_total_train_tokens", 0),
+            "metrics": {name: [float(value) for value in values] for name, values in self._metrics().items()},
         }
+
+    def own_loss(self):
+        """This rank's loss, summed since it was last logged."""
+        return self.trainer._tr_loss.item()
+
+    def _metrics(self):
+        """What TRL averages when it logs next: {name: [one value for each micro-batch]}."""
+        return getattr(self.trainer, "_metrics", {}).get("train", {})
+
+    def _early_stopping(self):
+        return [found for found in self.trainer.callback_handler.callbacks if isinstance(found, EarlyStoppingCallback)]
 
     def drop_unfinished_step(self, stop):
         """Put everything back to where the last step ended: the unfinished accumulation, or evaluation, never was."""
         trainer = self.trainer
         set_random_state(self.random)
         if self.clean is not None:
-            loss, trainer.state.num_input_tokens_seen, trainer.current_flos = self.clean
+            loss, trainer.state.num_input_tokens_seen, trainer.current_flos, train_tokens, metrics = self.clean
             trainer._tr_loss.copy_(loss)
+            self._set_counters(train_tokens, metrics)
         self.evaluation_due = stop.evaluating
+
+    def _set_counters(self, train_tokens, metrics):
+        if hasattr(self.trainer, "_total_train_tokens"):
+            self.trainer._total_train_tokens = train_tokens
+        self._metrics().clear()
+        self._metrics().update({name: list(values) for name, values in metrics.items()})
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not self.resumed:
@@ -64,12 +90,19 @@ class Between(TrainerCallback):
         mine = losses[args.process_index] if len(losses) == args.world_size else sum(losses) / len(losses)
         trainer._tr_loss.fill_(mine)
         trainer._total_loss_scalar, trainer._globalstep_last_logged = self.resumed["total_loss"], self.resumed["last_logged_step"]
+        self._set_counters(self.resumed["train_tokens"], self.resumed["metrics"])
+        for callback, count in zip(self._early_stopping(), self.resumed["patience"], strict=False):  # one may have been added since
+            callback.early_stopping_patience_counter = count
         if self.resumed["evaluation_due"]:
             trainer._determine_best_metric(trainer._evaluate(None, None), None)
+            if state.global_step >= state.max_steps or trainer.control.should_training_stop:
+                raise Done
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._heed_signals()
-        self.clean = (self.trainer._tr_loss.clone(), state.num_input_tokens_seen, self.trainer.current_flos)
+        trainer, metrics = self.trainer, {name: list(values) for name, values in self._metrics().items()}
+        counters = getattr(trainer, "_total_train_tokens", 0), metrics
+        self.clean = (trainer._tr_loss.clone(), state.num_input_tokens_seen, trainer.current_flos, *counters)
 
     def on_substep_end(self, args, state, control, **kwargs):
         self._heed_signals()

@@ -20,9 +20,7 @@ WINDOW = 5  # logged values that are averaged before they are compared
 
 
 def begin(run, checkpoint, settings, model, model_name, data, report_to, packing):
-    """Open the run directory on rank 0: constants, run.json, statistics, held-out rows, training.log, trackers."""
-    if not is_rank_0():
-        return
+    """Open the run directory, on rank 0: constants, run.json, statistics, held-out rows, training.log, trackers."""
     total, trainable = models.count_parameters(model)
     hardware.require_disk(run.path, trainable * BYTES_A_CHECKPOINT / 1e9, "one checkpoint")
     abandoned = run.set_aside_newer(checkpoint) if checkpoint else []

@@ -191,34 +191,38 @@ def main(**overrides):
         model, tokenizer = models.load(initial or model_name, MAX_SEQ_LENGTH, LOAD_IN_4BIT, MODEL_REVISION, GRADIENT_CHECKPOINTING)
     model = models.add_lora(model, LORA_R, LORA_ALPHA, LORA_DROPOUT, TARGET_MODULES, GRADIENT_CHECKPOINTING, SEED, MODEL_REVISION)
     before = models.fingerprint(model)
-    watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, args.packing)
+    launch.rank_0_decides(lambda: watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, args.packing))
     trainer = SFTTrainer(model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
     models.train_in_fp32(model)  # after the trainer, which turns a 4-bit model's adapter to bf16
     watching.attach(trainer, run, EARLY_STOPPING_PATIENCE)
     micro_batch = resume.micro_batch(checkpoint, PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size)
     kept = checkpoints.Checkpoints(trainer, run, settings.values, data.path.name, micro_batch, SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)
-    if not args.packing:
+    if args.packing:
+        batches.shuffle(trainer, len(trainer.train_dataset), SEED)
+    else:
         batches.group_by_length(trainer, train["length"], micro_batch, SEED)
     steps = watching.announce(trainer, run, data.statistics, WARMUP_RATIO)
-    with run.recording(log.warnings, active=log.is_rank_0()):
-        with memory.advice(**settings.values):
-            kept.train(checkpoint, steps)  # resumes, commits, uploads, heeds signals
-        figures = watching.figures(trainer)  # refuses a NaN loss
-        if log.is_rank_0():  # under ZeRO-2 every rank holds the whole adapter
-            models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.final_model, before)
-            run_directory.write_json(run.final_model / "constants.json", settings.values)
-            log.say(f"adapter written to {run.final_model}")
-            run.update(**figures)
-        launch.wait_for_all()
-    if log.is_rank_0():
-        model_card.write(run.final_model, run)
-        if MERGE:  # in a process of its own; what is saved above stays whatever happens there
-            figures["merge"] = merging.merge_apart(run.final_model, run.merged_model, run.held_out_file(), base_gib)
-            run.update(**figures)
-            log.say(f"merged in 16 bit into {run.merged_model}: logits within {figures['merge']['relative_rms']:.1%} of the adapter's")
-        log.say(f"report: {report.write(run)}; judge every checkpoint: bash eval/eval_all_checkpoints.sh {run.path}")
-        tracking.finish(REPORT_TO)
-        kept.finish([run.final_model, run.merged_model] if MERGE else [run.final_model])  # waits for the uploads
+    with kept.secured():  # whatever happens from here on, what is committed gets to the store
+        with run.recording(log.warnings, active=log.is_rank_0()):
+            with memory.advice(**settings.values):
+                kept.train(checkpoint, steps)  # resumes, commits, uploads, heeds signals
+            figures = watching.figures(trainer)  # refuses a NaN loss
+            if log.is_rank_0():  # under ZeRO-2 every rank holds the whole adapter
+                models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.final_model, before)
+                run_directory.write_json(run.final_model / "constants.json", settings.values)
+                log.say(f"adapter written to {run.final_model}")
+                run.update(**figures)
+            launch.wait_for_all()
+        if log.is_rank_0():
+            model_card.write(run.final_model, run)
+            if MERGE:  # in a process of its own; what is saved above stays whatever happens there
+                figures["merge"] = merging.merge_apart(run.final_model, run.merged_model, run.held_out_file(), base_gib)
+                run.update(**figures)
+                agreement = figures["merge"]["relative_rms"]
+                log.say(f"merged in 16 bit into {run.merged_model}: logits within {agreement:.1%} of the adapter's")
+            log.say(f"report: {report.write(run)}; judge every checkpoint: bash eval/eval_all_checkpoints.sh {run.path}")
+            tracking.finish(REPORT_TO)
+            kept.finish([run.final_model, run.merged_model] if MERGE else [run.final_model])  # waits for the uploads
     log.close()
     return {**figures, "run": str(run.path), "final_model": str(run.final_model), "merged_model": str(run.merged_model) if MERGE else None}
 
