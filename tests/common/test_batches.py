@@ -1,7 +1,11 @@
 """Batches of like length: a permutation, decided by seed and epoch alone, with less padding than chance gives."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from torch.utils.data import DataLoader
 
 from common import batches
 
@@ -55,14 +59,34 @@ def test_padding_share_against_counting(count, size):
     assert batches.padding_share(lengths, order, size) == pytest.approx(1 - real / computed)
 
 
-def test_the_trainer_s_sampler_follows_the_epoch():
-    class Trainer:
-        pass
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_resume_in_a_later_epoch_draws_the_rest_of_that_epoch(ranks, grouped):
+    """Through the loaders that the Trainer puts around the sampler: for several ranks these never tell it which epoch it is."""
+    trainer, lengths = SimpleNamespace(state=SimpleNamespace(epoch=2 + 3 / 12)), lognormal(96).tolist()
+    if grouped:
+        batches.group_by_length(trainer, lengths, 4, seed=3)
+        order = batches.grouped_order(lengths, 4, 3, 2)
+    else:
+        batches.shuffle(trainer, 96, seed=3)
+        order = np.random.default_rng([3, 2]).permutation(96)
+    drawn = []
+    for rank in range(ranks):
+        loader = DataLoader(range(96), batch_size=4 // ranks, sampler=trainer._get_train_sampler())
+        loader = prepare_data_loader(loader, num_processes=ranks, process_index=rank, put_on_device=False)
+        loader = skip_first_batches(loader, 3)
+        loader.set_epoch(2)
+        drawn.append([batch.tolist() for batch in loader])
+    together = [row for micro_batch in zip(*drawn, strict=True) for part in micro_batch for row in part]
+    assert together == order[3 * 4 :].tolist()
 
-    trainer, lengths = Trainer(), lognormal(100).tolist()
-    batches.group_by_length(trainer, lengths, 4, seed=3)
-    sampler = trainer._get_train_sampler()
-    assert len(sampler) == 100
-    assert list(sampler) == batches.grouped_order(lengths, 4, 3, 0).tolist()
-    sampler.set_epoch(2)
-    assert list(sampler) == batches.grouped_order(lengths, 4, 3, 2).tolist()
+
+def test_no_two_epochs_have_one_order():
+    trainer = SimpleNamespace(state=SimpleNamespace(epoch=None))
+    batches.shuffle(trainer, 96, seed=3)
+    sampler, orders = trainer._get_train_sampler(), []
+    for epoch in (None, 1.0, 2.0):
+        trainer.state.epoch = epoch
+        orders.append(list(sampler))
+    assert len(sampler) == 96 and all(sorted(order) == list(range(96)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
