@@ -58,7 +58,7 @@ QUICK = [
     Case("parent", "KILL", ("launch.py",), 75),
     Case("parent", "KILL", ("top",), -9),
     Case("parent", "TERM", ("top", "top"), 143, saves=False, flags=LONG),
-    Case("parent", "TERM", ("top",), 143, saves=False, when="early"),
+    Case("parent", "TERM", ("top",), 75, saves=False, when="early"),
     Case("parent", "none", (), 1, saves=False, flags=CRASHING),
     # DeepSpeed's: the runner dies of a signal, launch.py says 1; the ranks save all the same
     Case("deepspeed", "TERM", ("top",), -15),
@@ -77,7 +77,7 @@ QUICK = [
     Case("alone", "USR1", ("everything",), 75),
     Case("alone", "INT", ("top", "top"), 130, saves=False, flags=LONG),
     Case("alone", "TERM", ("top", "top"), 143, saves=False, flags=HANGING),
-    Case("alone", "TERM", ("top",), 143, saves=False, flags=PREPARING),
+    Case("alone", "TERM", ("top",), 75, saves=False, flags=PREPARING),
 ]
 SOAK = [
     Case("parent", "INT", ("top",), 75),
@@ -86,7 +86,7 @@ SOAK = [
     Case("parent", "TERM", ("launch.py",), 75, flags=LONG),
     Case("parent", "TERM", ("rank",), 75),
     Case("parent", "KILL", ("guard",), 75),
-    Case("parent", "INT", ("top",), 130, saves=False, flags=PREPARING),
+    Case("parent", "INT", ("top",), 75, saves=False, flags=PREPARING),
     Case("parent", "KILL", ("top",), -9, saves=False, when="early"),
     Case("parent", "KILL", ("launch.py",), 137, saves=False, when="early"),
     Case("parent", "KILL", ("rank",), 137, saves=False),
