@@ -66,6 +66,7 @@ class Checkpoints(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.loading.loaded()
+        state.compute_steps(args, state.max_steps)  # transformers goes on with the intervals of the checkpoint
         self.loading.find_best(state)
 
     def on_step_end(self, args, state, control, **kwargs):

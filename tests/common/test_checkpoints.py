@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -68,6 +69,14 @@ def best(kept):
     return state.best_global_step, state.best_metric, os.path.basename(state.best_model_checkpoint or "")
 
 
+def gone(run):
+    """Wait until what was pruned is removed, which a thread does."""
+    end = time.monotonic() + 20
+    while found := list(run.path.glob(".pruned-*")):
+        assert time.monotonic() < end, found
+        time.sleep(0.01)
+
+
 # a save
 
 
@@ -82,7 +91,8 @@ def test_what_a_save_leaves(run, keeping):
     assert (found["step"], found["world_size"], found["sharded"], found["data_key"]) == (4, 1, False, "key")
     assert found["constants"] == read_json(checkpoint / "constants.json") == CONSTANTS
     assert found["optimizer"] == "torch.optim.adamw.AdamW"
-    assert found["position"]["rows"] == 16 and found["position"]["micro_batch"] == 2 and len(found["position"]["loss_since_log"]) == 1
+    position = found["position"]
+    assert (position["micro_batch"], position["evaluation_due"], len(position["loss_since_log"])) == (2, False, 1)
     assert resume.changed_constants(checkpoint, CONSTANTS, "key", 1, False) == []
 
 
@@ -132,6 +142,7 @@ def test_the_newest_and_the_best_stay(run, keeping):
     assert steps(run) == [2, 4, 5] and best(kept)[2] == "checkpoint-2"
     save(kept, 6, 0.05)
     assert steps(run) == [5, 6], "a better one frees the old best"
+    gone(run)
     assert sorted(p.name for p in run.path.iterdir()) == ["checkpoint-5", "checkpoint-6", "constants.json", "logs", "run.json"]
 
 
@@ -153,7 +164,7 @@ def test_what_an_interrupted_pruning_left_goes(run, keeping):
     (run.path / ".pruned-checkpoint-1").mkdir()
     (run.path / ".pruned-checkpoint-1" / "optimizer.pt").write_bytes(b"large")
     save(keeping(), 2)
-    assert not (run.path / ".pruned-checkpoint-1").exists()
+    gone(run)
 
 
 @contextmanager
@@ -175,14 +186,14 @@ def test_with_a_store_nothing_goes_before_a_newer_one_is_verified_there(run, kee
     with held_up(store):
         for step in (1, 2, 3):
             save(kept, step)
-        kept.uploads.wait(timeout=0.5)
-        kept.prune()
+        kept.copies.uploads.wait(timeout=0.5)
+        kept.copies.prune(kept.trainer.state.best_model_checkpoint)
         assert steps(run) == [1, 2, 3], "none is safe"
-    kept.uploads.retry_failed()
-    assert kept.uploads.wait() == {}
+    kept.copies.uploads.retry_failed()
+    assert kept.copies.uploads.wait() == {}
     for step in (1, 2, 3):
         assert contents(store / "run" / f"checkpoint-{step}") == contents(run.path / f"checkpoint-{step}")
-    kept.prune()
+    kept.copies.prune(kept.trainer.state.best_model_checkpoint)
     assert steps(run) == [3]
     kept.finish()
     assert 0 < read_json(run.run)["uploads_blocked_seconds"] < 5
@@ -194,8 +205,8 @@ def test_keep_local_says_what_stays_of_what_is_in_the_store(run, keeping, tmp_pa
     kept = keeping(limit=3, uri=f"file://{tmp_path}/store", keep_local=keep_local)
     for step, loss in ((1, 0.2), (2, 0.5), (3, 0.4)):
         save(kept, step, loss)
-    assert kept.uploads.wait() == {}
-    kept.prune()
+    assert kept.copies.uploads.wait() == {}
+    kept.copies.prune(kept.trainer.state.best_model_checkpoint)
     assert steps(run) == ([1, 2, 3] if keep_local else [1, 3])
     assert sorted(p.name for p in (tmp_path / "store" / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     kept.finish()
@@ -203,10 +214,10 @@ def test_keep_local_says_what_stays_of_what_is_in_the_store(run, keeping, tmp_pa
 
 def damaged_before_its_upload(kept, step):
     """Save as of `step`; before it is uploaded a bit of it flips, and no retry helps."""
-    plainly = kept._upload
-    kept._upload = lambda directory: (flip(directory / "optimizer.pt", 700), plainly(directory))
+    plainly = kept.copies.committed
+    kept.copies.committed = lambda checkpoint, best: (flip(checkpoint / "optimizer.pt", 700), plainly(checkpoint, best))
     save(kept, step)
-    kept._upload = plainly
+    kept.copies.committed = plainly
 
 
 def test_what_could_not_be_stored_stays_although_keep_local_is_off(run, keeping, tmp_path):
@@ -215,12 +226,12 @@ def test_what_could_not_be_stored_stays_although_keep_local_is_off(run, keeping,
     save(kept, 1)
     damaged_before_its_upload(kept, 2)
     save(kept, 3)
-    assert set(kept.uploads.wait()) == {"checkpoint-2"}
-    kept.prune()
+    assert set(kept.copies.uploads.wait()) == {"checkpoint-2"}
+    kept.copies.prune(kept.trainer.state.best_model_checkpoint)
     assert steps(run) == [2, 3]
     save(kept, 4)
-    kept.uploads.wait()
-    kept.prune()
+    kept.copies.uploads.wait()
+    kept.copies.prune(kept.trainer.state.best_model_checkpoint)
     assert steps(run) == [4]
     kept.finish()
 
@@ -335,3 +346,16 @@ def test_the_class_of_an_optimiser_is_found_below_its_wrappers():
     plain = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     wrapped = type("Wrapper", (), {"optimizer": type("Inner", (), {"optimizer": plain})()})()
     assert checkpoints.optimizer_name(wrapped) == checkpoints.optimizer_name(plain) == "torch.optim.adamw.AdamW"
+
+
+def test_a_resume_saves_and_evaluates_at_the_intervals_of_now(run):
+    trainer, kept = training(run, logging_steps=4)
+    trainer.args.max_steps = 8
+    kept.train(None, 8)
+    trainer, kept = training(run, save_steps=3, eval_steps=3, logging_steps=1)
+    run.set_aside_newer(run.path / "checkpoint-4")
+    kept.train(run.path / "checkpoint-4", 8)
+    assert steps(run) == [4, 6, 8]
+    history = trainer.state.log_history
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [2, 4, 6, 8]
+    assert [entry["step"] for entry in history if "loss" in entry] == [4, 5, 6, 7, 8]

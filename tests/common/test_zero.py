@@ -1,12 +1,17 @@
-"""DeepSpeed's JSON against the constants."""
+"""DeepSpeed's JSON against the constants; checkpoints that go on with another number of ranks."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from example_checkpoints import contents, write_checkpoint
+from user_commands import train
 
-from common import zero
+from common import manifest, zero
 from common.refusal import Refusal
+from common.run_directory import RunDirectory
 
 SHIPPED = sorted((Path(__file__).resolve().parents[2] / "ds_configs").glob("*.json"))
 
@@ -63,3 +68,63 @@ def test_the_shipped_ones_leave_to_the_recipe_what_the_recipe_says(path):
 
 def test_there_are_shipped_ones():
     assert SHIPPED
+
+
+def test_a_quantised_optimiser_is_not_divided_otherwise(tmp_path):
+    checkpoint = write_checkpoint(
+        tmp_path / "run" / "checkpoint-8", world_size=2, sharded=True, optimizer="bitsandbytes.optim.adamw.PagedAdamW8bit"
+    )
+    before = contents(tmp_path)
+    with pytest.raises(Refusal) as refused:
+        zero.regroup(checkpoint, 3)
+    said = str(refused.value)
+    assert "was written by 2 rank(s) with bitsandbytes.optim.adamw.PagedAdamW8bit, whose quantised state cannot be divided among 3" in said
+    assert "resume on as many GPUs as before" in said
+    assert contents(tmp_path) == before
+
+
+FLAGS = (
+    *("--max-steps", "12", "--logging-steps", "1", "--per-device-train-batch-size", "4", "--lora-dropout", "0"),
+    *("--report-to", "[]", "--no-merge"),
+)
+
+
+def losses(run):
+    """{step: loss} as last logged."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def gone_on(home, run, name, checkpoint, *flags, **options):
+    """Resume a copy of `run` from its checkpoint of that step; the copy."""
+    shutil.copytree(run.path, home / name)
+    path = home / name / f"checkpoint-{checkpoint}"
+    before = contents(path)
+    ran = train(home, *FLAGS, *flags, "--resume-from-checkpoint", str(path), name=name, **options)
+    assert ran.returncode == 0, ran.output
+    assert contents(path) == before, "regrouping works on a copy"
+    assert not list(ran.run.path.glob(".regrouped-*")), "which is gone"
+    assert f"resuming from checkpoint-{checkpoint}" in ran.output and "goes on with" in ran.output
+    return ran.run
+
+
+@pytest.mark.soak
+def test_two_ranks_go_on_as_one_and_that_as_two(tmp_path):
+    """A step has the same rows, so that losses differ by the order of sums in bf16 only."""
+    port = 20000 + os.getpid() % 10000
+    two = {"launcher": ("deepspeed", "--num_gpus=2", f"--master_port={port}")}
+    whole = train(tmp_path, *FLAGS, "--gradient-accumulation-steps", "2", "--save-steps", "6", "--eval-steps", "6", name="two", **two)
+    assert whole.returncode == 0, whole.output
+    expected = losses(whole.run)
+    assert set(expected) == set(range(1, 13)) and manifest.read(whole.run.path / "checkpoint-6")["world_size"] == 2
+
+    one = gone_on(tmp_path, whole.run, "one", 6, "--gradient-accumulation-steps", "4", "--save-steps", "3", "--eval-steps", "3")
+    assert manifest.read(one.path / "checkpoint-9")["world_size"] == 1
+    again = gone_on(tmp_path, one, "again", 9, "--gradient-accumulation-steps", "2", "--save-steps", "3", "--eval-steps", "3", **two)
+    assert manifest.read(again.path / "checkpoint-12")["world_size"] == 2
+    for run, first in ((one, 7), (again, 10)):
+        found = losses(run)
+        far = {step: abs(found[step] - expected[step]) for step in range(first, 13)}
+        print(run.path.name, {step: f"{distance:.1e}" for step, distance in far.items()})
+        assert max(far.values()) < 1e-3, far
+        assert len(set(found.values())) == 12 and RunDirectory(run.path).whole_checkpoints()[-1][0] == 12
