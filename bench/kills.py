@@ -69,6 +69,10 @@ class Row:
         self.wrong += differences(whole.run, chain.run, **how)
         shutil.rmtree(chain.run.path)
 
+    def verdict(self):
+        """For the table."""
+        return " ".join("; ".join(self.wrong[:3]).split()) or self.same
+
 
 class Kills:
     """Chains of killed runs, by seed, until there are enough in every moment or the time is over."""
@@ -203,7 +207,7 @@ def run(home, seconds, seed, say=lambda text: None):
     start = time.monotonic()
     with ThreadPoolExecutor(2) as pool:  # one core each
         whole = pool.submit(_whole, home)
-        kills = Kills(home, whole, seed, start + 0.6 * seconds, say)
+        kills = Kills(home, whole, seed, start + 0.55 * seconds, say)
         jobs = [pool.submit(kills.work), pool.submit(kills.work)]
         jobs += [pool.submit(stopped, home, whole, moments, name) for moments, name in ((POLITE, "stopped"), ((LAST,), "stopped-last"))]
         jobs += [pool.submit(control, home, whole)]
@@ -255,7 +259,7 @@ def table(rows, seed, seconds):
         "",
         "| run | ended by | resumes | bit-identical |",
         "|---|---|---|---|",
-        *(f"| {row.run} | {', '.join(row.ended)} | {row.resumed} | {'; '.join(row.wrong[:3]) or row.same} |" for row in rows),
+        *(f"| {row.run} | {', '.join(row.ended)} | {row.resumed} | {row.verdict()} |" for row in rows),
     ]
 
 
@@ -265,7 +269,7 @@ def write(output, rows, seed, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1200, help="after which nothing new is begun")
+    parser.add_argument("--seconds", type=float, default=1400, help="after which nothing new is begun")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results" / "kills.md")
     args = parser.parse_args()

@@ -49,7 +49,7 @@ def _state(checkpoint):
 
 def _history(checkpoint):
     state = read_json(checkpoint / "trainer_state.json")
-    kept = ("global_step", "epoch", "best_global_step", "best_metric", "num_input_tokens_seen", "total_flos")
+    kept = ("global_step", "epoch", "best_global_step", "best_metric", "num_input_tokens_seen")  # total_flos is rounded at every save
     return {"figures": figures(state["log_history"]), **{name: state[name] for name in kept}}
 
 
@@ -68,4 +68,6 @@ def _unequal(one, other, where=""):
         return [] if one.dtype == other.dtype and torch.equal(one, other) else [f"{where} (tensor)"]
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
         return [] if np.array_equal(one, other) else [f"{where} (array)"]
+    if type(one) is type(other) and type(one).__eq__ is object.__eq__ and hasattr(one, "__dict__"):
+        return _unequal(vars(one), vars(other), where)
     return [] if type(one) is type(other) and one == other else [f"{where}: {str(one)[:60]} and {str(other)[:60]}"]

@@ -29,7 +29,7 @@ from common import manifest
 from common.run_directory import RunDirectory
 
 SAVE_STEPS, LOGGING_STEPS = 5, 2  # the loss of one or two steps is not logged yet when a checkpoint is written
-SAVING = 0.1  # seconds that a save takes, about
+SAVING = 0.07  # seconds that a save takes, about
 PATIENCE = 240  # seconds for anything to happen
 RECIPE = "recipes/llama32_qlora.py"
 MARK = "INTERRUPTED_RUN"  # in the environment of every process that a run starts
