@@ -159,7 +159,6 @@ class Checkpoints(TrainerCallback):
             self.between.drop_unfinished_step(stop)
             trainer._save_checkpoint(trainer.model_wrapped, None)
         if is_rank_0():
-            self.run.update(status="stopped")
             self.end_resumable(signals.requested())
         launch.exit_together()
         raise SystemExit(launch.STOPPED)
@@ -167,6 +166,7 @@ class Checkpoints(TrainerCallback):
     def end_resumable(self, name):
         """Wait for the uploads of what is committed and say how to go on. name: of the signal."""
         step, whole = self.trainer.state.global_step, self.run.whole_checkpoints()
+        self.run.update(status="stopped")
         say(f"{name or 'a signal to another rank'}: stopped after step {step}")
         for key, why in sorted(self.copies.wait().items()):
             warn(f"{key} is not safe in the store: {why}; it is whole in {self.run.path}")
