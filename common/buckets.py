@@ -53,11 +53,16 @@ def parse(uri):
     if scheme == "file" and rest.startswith("/"):
         return scheme, rest
     if scheme not in ("gs", "s3") or not re.fullmatch(r"[a-z0-9][a-z0-9._-]+(/[^/]+)*", rest):
-        raise Refusal(f"{uri} is no address of a store; write gs://bucket/prefix, s3://bucket/prefix or file:///path")
+        raise Refusal(f"{masked(uri)} is no address of a store; write gs://bucket/prefix, s3://bucket/prefix or file:///path")
     package = {"gs": "gcsfs", "s3": "s3fs"}[scheme]
     if importlib.util.find_spec(package) is None:
         raise Refusal(f"{uri} needs {package}, which is not installed: pip install {package}=={importlib.metadata.version('fsspec')}")
     return scheme, rest
+
+
+def masked(uri):
+    """`uri` without what stands before an @, where people put keys; these may hold slashes."""
+    return re.sub(r"^([a-z0-9]*://)?.*@", r"\1…@", str(uri), flags=re.DOTALL)
 
 
 def connect(scheme, patience):
@@ -153,6 +158,19 @@ def writing(fs, scheme, path, part):
             with suppress(Exception):
                 out.discard()
         raise
+
+
+def create(fs, scheme, path, data):
+    """Write the bytes `data` as the object `path` if there is none; an exception, the library's own, where there is one."""
+    if scheme != "file":
+        fs.pipe_file(path, data, mode="create")  # ifGenerationMatch=0 of GCS, If-None-Match of S3: the server decides
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "xb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    manifest.sync_directory(Path(path).parent)
 
 
 def persist(what, operation, patience, size=0, sentence=None):

@@ -7,6 +7,7 @@ one figure follows a file from the process that wrote it to the store and back. 
 """
 
 import base64
+import errno
 import json
 import os
 import time
@@ -66,7 +67,7 @@ def write(directory, files, **facts):
     files: {relative name: {"size", "crc32c"}}, as `describe` gives; facts: whatever else belongs to it, as JSON.
     """
     directory = Path(directory)
-    for parent in {directory, *((directory / name).parent for name in files)}:
+    for parent in {directory.parent, directory, *((directory / name).parent for name in files)}:
         sync_directory(parent)
     write_whole(directory / NAME, _text({"format": FORMAT, "written": int(time.time()), **facts, "files": files}))
 
@@ -87,10 +88,13 @@ def write_whole(path, data):
 
 
 def sync_directory(path):
-    """Force the names in `path` to disk: a file is safe only when its directory is."""
+    """Force the names in `path` to disk: a file is safe only when its directory is. Some network disks cannot, and do without."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
     finally:
         os.close(descriptor)
 

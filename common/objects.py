@@ -55,6 +55,20 @@ class Objects:
         what = f"{self.uri(key)} could not be written"
         self._persist(what, lambda: self._holds(key, expected) or self._send([data], key, expected, what), len(data))
 
+    def claim(self, data, key):
+        """True where the object `key` is `data` now; False where there was another one first, which stays. Raises StorageError."""
+
+        def created():
+            try:
+                buckets.create(self._fs, self._scheme, self._path(key), data)
+            except Exception:
+                if not self._fs.exists(self._path(key)):  # what is there decides, not how each library says so
+                    raise
+
+        if self.read(key) is None:
+            self._persist(f"{self.uri(key)} could not be written", created, len(data))
+        return self.read(key) == data
+
     def upload(self, path, key, expected=None):
         """Store the file `path` as `key`, in parts if large, and verify it there; what is there already is not sent again.
 

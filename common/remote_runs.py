@@ -4,10 +4,10 @@ import json
 import re
 from pathlib import Path
 
-from common import manifest, storage
+from common import buckets, manifest, storage
 from common.log import say, warn
 from common.refusal import Refusal
-from common.run_directory import RunDirectory, read_json, step_of
+from common.run_directory import RunDirectory, is_called, read_json, step_of
 
 # Files of a run that go to a store beside its checkpoints and come back with them.
 FILES = ("run.json", "constants.json", "data.json", "validation.jsonl", "test.jsonl", "skipped_rows.jsonl", "logs/metrics.jsonl")
@@ -20,7 +20,7 @@ def named(uri):
     run = uri.rsplit("/", 1)[0] if step is not None else uri
     scheme, _, path = run.partition("://")
     if not re.search(r"[^/]/[A-Za-z0-9][A-Za-z0-9._-]*$", path):
-        raise Refusal(f"RESUME_FROM_CHECKPOINT is {uri}; it must name a run in a store, such as gs://bucket/runs/llama32_qlora")
+        raise Refusal(f"RESUME_FROM_CHECKPOINT is {buckets.masked(uri)}; it must name a run in a store, such as gs://bucket/runs/llama32_qlora")
     parent, key = path.rsplit("/", 1)
     return storage.open_store(f"{scheme}://{parent}"), key, step
 
@@ -37,16 +37,27 @@ def steps(store, key):
     return sorted(step for step in found if step is not None and manifest.NAME in store.names(f"{key}/checkpoint-{step}"))
 
 
-def newest(store, is_ours):
-    """The key of the run that was started last among those whose name `is_ours`; None where there is none."""
-    return max(filter(is_ours, store.names()), key=lambda key: facts(store, key).get("started", ""), default=None)
+def newest(store, name):
+    """The key of the run called `name` that was started last among those with a checkpoint; None where there is none.
+
+    One without is a name that a start took; that start may have ended long ago.
+    """
+    found = {key: facts(store, key) for key in store.names() if is_called(name, key, {})}
+    ours = [key for key in found if is_called(name, key, found[key])]
+    return next((key for key in sorted(ours, key=lambda key: found[key].get("started", ""), reverse=True) if steps(store, key)), None)
 
 
 def peek(store, key, step=None):
-    """The manifest of the newest checkpoint, or of that of `step`; None where there is none."""
-    found = [step] if step is not None else steps(store, key)
-    data = store.read(f"{key}/checkpoint-{found[-1]}/{manifest.NAME}") if found else None
-    return manifest.parse(data, store.uri(f"{key}/checkpoint-{found[-1]}")) if data else None
+    """The manifest of the newest checkpoint whose manifest can be read, or of that of `step`; None where there is none."""
+    for number in reversed(steps(store, key)) if step is None else [step]:
+        data = store.read(f"{key}/checkpoint-{number}/{manifest.NAME}")
+        try:
+            if data:
+                return manifest.parse(data, store.uri(f"{key}/checkpoint-{number}"))
+        except Refusal:
+            if step is not None:
+                raise
+    return None
 
 
 def require_same(store, run):
@@ -81,30 +92,39 @@ def restore(store, key, output_dir, step=None):
     if here is not None and here.get("run_id") != there.get("run_id"):
         raise Refusal(f"{run.path} is another run than {store.uri(key)}; move one of them away, or set OUTPUT_DIR")
     problem = "it holds no committed checkpoint; name a run's directory in the store, or one of its checkpoint-N"
+    if here is None and whole:
+        _bring_files(store, key, run)  # first, so that whose the checkpoints are is known whatever happens then
     for number in reversed(whole) if step is None else [step]:
         try:
-            checkpoint = _bring(store, key, run, number)
+            brought = _bring(store, key, run, number)
         except Refusal as error:  # of the store, or of a manifest that was damaged there
             problem = f"checkpoint-{number} could not be brought here whole: {error}"
             warn(f"{store.uri(key)}: {problem}")
             continue
-        best = read_json(checkpoint / "trainer_state.json", {}).get("best_global_step")
+        best = None
         try:
+            best = read_json(brought / "trainer_state.json", {}).get("best_global_step")
             if best in whole and best != number:
-                _bring(store, key, run, best)
+                _name(run, _bring(store, key, run, best), best)
         except Refusal as error:
             warn(f"{store.uri(key)}: checkpoint-{best}, the best one, could not be brought here whole: {error}")
-        for name in FILES if here is None else ():
-            data = store.read(f"{key}/{name}")
-            if data is not None:
-                (run.path / name).parent.mkdir(parents=True, exist_ok=True)
-                manifest.write_whole(run.path / name, data)
-        return run, checkpoint
+        return run, _name(run, brought, number)  # last, so that a start that is killed before this is gone on with
+    if here is None:
+        run.run.unlink(missing_ok=True)  # a run without a checkpoint would be begun anew here
     raise Refusal(f"nothing to resume from in {store.uri(key)}: {problem}")
 
 
+def _bring_files(store, key, run):
+    """The run's files, run.json last: where it is missing here, they are brought again."""
+    for name in reversed(FILES):
+        data = store.read(f"{key}/{name}")
+        if data is not None:
+            (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+            manifest.write_whole(run.path / name, data)
+
+
 def _bring(store, key, run, step):
-    """The path of a checkpoint here, downloaded where it is not here whole; an interrupted download goes on."""
+    """Where a checkpoint is here whole, not under its own name yet if it was downloaded; an interrupted download goes on."""
     name = f"checkpoint-{step}"
     checkpoint, coming = run.path / name, run.path / f".coming-{name}"
     if manifest.exists(checkpoint) and not manifest.verify(checkpoint):
@@ -113,5 +133,13 @@ def _bring(store, key, run, step):
         run.set_aside(checkpoint, "damaged" if manifest.exists(checkpoint) else "unfinished")
     say(f"bringing {store.uri(key)}/{name} to {checkpoint}")
     store.download_directory(f"{key}/{name}", coming)
-    coming.rename(checkpoint)
+    return coming
+
+
+def _name(run, brought, step):
+    """The path of a checkpoint under its own name."""
+    checkpoint = run.path / f"checkpoint-{step}"
+    if brought != checkpoint:
+        brought.rename(checkpoint)
+        manifest.sync_directory(run.path)
     return checkpoint

@@ -5,12 +5,13 @@ is renamed to say why - unfinished-, damaged-, abandoned- - and stays on the dis
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from common import manifest, remote_runs, storage
 from common.log import is_rank_0, warn
 from common.refusal import Refusal
-from common.run_directory import RunDirectory, step_of
+from common.run_directory import InUse, RunDirectory, is_called, read_json, step_of
 
 
 def check(name, resume=None, uri=None, check_store=True):
@@ -42,11 +43,13 @@ def peek(output_dir, name, resume=None, uri=None):
     if resume != "auto":
         return manifest.read(resume)
     run = _newest_run_here(output_dir, name)
-    whole = run.whole_checkpoints() if run else []
-    if whole or not uri:
-        return manifest.read(whole[-1][1]) if whole else None
+    for _, checkpoint in reversed(run.whole_checkpoints() if run else []):
+        with suppress(Refusal):  # `open_run` sets it aside and goes on from the one before
+            return manifest.read(checkpoint)
+    if not uri:
+        return None
     store = storage.open_store(uri)
-    key = run.path.name if run else remote_runs.newest(store, lambda key: _is_called(name, key))
+    key = run.path.name if run else remote_runs.newest(store, name)
     return remote_runs.peek(store, key) if key else None
 
 
@@ -75,19 +78,38 @@ def open_run(output_dir, name, resume=None, uri=None):
         if store:
             remote_runs.require_same(store, run)
         return run, checkpoint
-    taken = {p.name for p in Path(output_dir).glob(f"{name}*") if not p.is_dir() or any(f.name != ".lock" for f in p.iterdir())}
-    taken |= set(store.names()) if store else set()
-    run = RunDirectory(Path(output_dir) / _free_name(name, taken))
-    run.take()
-    return run, None
+    return _open_fresh(Path(output_dir), name, store), None
 
 
-def _is_called(name, found):
-    return bool(re.fullmatch(rf"{re.escape(name)}(-\d+)?", found))
+def _open_fresh(output_dir, name, store):
+    """A run whose name nobody else has: it is taken on this disk by a lock, and in the store by a run.json."""
+    others = set()  # names that turned out to be somebody's
+    while True:
+        here = {path.name for path in output_dir.glob(f"{name}*") if not RunDirectory(path).is_free()}
+        there = {key for key in store.names() if not _is_ours(store, key, output_dir)} if store else set()
+        run = RunDirectory(output_dir / _free_name(name, here | there | others))
+        try:
+            run.take()
+        except InUse:  # by a start that does not train yet
+            others.add(run.path.name)
+            continue
+        if not run.is_free():  # begun by another one in the meantime
+            continue
+        claim = run.claimed(name)
+        if store is None or store.claim(claim, f"{run.path.name}/run.json"):
+            return run
+        run.claim.unlink()
+        others.add(run.path.name)
+
+
+def _is_ours(store, key, output_dir):
+    """True where the name `key` in the store was taken by a start on this disk that did not come to training."""
+    claim = RunDirectory(output_dir / key).claim
+    return claim.is_file() and store.read(f"{key}/run.json") == claim.read_bytes()
 
 
 def _free_name(name, taken):
-    numbers = [int(found[len(name) + 1 :] or 1) for found in taken if _is_called(name, found)]
+    numbers = [int(found[len(name) + 1 :] or 1) for found in taken if is_called(name, found, {})]
     return f"{name}-{max(numbers) + 1}" if numbers else name
 
 
@@ -102,8 +124,15 @@ def _open_checkpoint(checkpoint):
 
 
 def _newest_run_here(output_dir, name):
-    runs = [p for p in Path(output_dir).glob(f"{name}*/run.json") if _is_called(name, p.parent.name)]
+    runs = [p for p in Path(output_dir).glob(f"{name}*/run.json") if is_called(name, p.parent.name, _facts(p))]
     return RunDirectory(max(runs, key=lambda p: p.stat().st_mtime).parent) if runs else None
+
+
+def _facts(run_json):
+    try:
+        return read_json(run_json, {})
+    except Refusal:  # a damaged one is no reason not to go on from a checkpoint that is whole
+        return {}
 
 
 def _newest_here(output_dir, name):
@@ -127,7 +156,7 @@ def _newest_here(output_dir, name):
 def _newer_in_store(store, output_dir, name, run, checkpoint):
     """What the store has of this run where that is newer than what is here; of any run of this name where there is none here."""
     try:
-        key = run.path.name if run else remote_runs.newest(store, lambda key: _is_called(name, key))
+        key = run.path.name if run else remote_runs.newest(store, name)
         steps = remote_runs.steps(store, key) if key else []
         if run:
             remote_runs.require_same(store, run)

@@ -17,9 +17,13 @@
         report.html
 """
 
+import errno
+import fcntl
 import json
+import os
 import re
 import secrets
+import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,9 +31,15 @@ from datetime import datetime
 from pathlib import Path
 
 from common import manifest, signals
+from common.log import warn
 from common.refusal import Refusal
 
-_taken = {}  # locks
+_taken = {}  # by the path of each lock that this process has or cannot have: the descriptor, None where the disk knows no locks
+LOCKED = (errno.EAGAIN, errno.EACCES)  # what disks answer where another process has a lock
+
+
+class InUse(Refusal):
+    """Another process has the run."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class RunDirectory:
 
     constants = property(lambda self: self.path / "constants.json")
     run = property(lambda self: self.path / "run.json")
+    claim = property(lambda self: self.path / ".claim.json")  # whose the name is until run.json says it
     data = property(lambda self: self.path / "data.json")
     validation = property(lambda self: self.path / "validation.jsonl")
     test = property(lambda self: self.path / "test.jsonl")
@@ -54,11 +65,25 @@ class RunDirectory:
     report = property(lambda self: self.path / "report.html")
 
     def begin(self, constants, **facts):
-        """Create the directory and write constants.json and run.json; a resumed run keeps what run.json had."""
+        """Create the directory and write constants.json and run.json; a resumed run keeps what run.json had, a fresh one its claim."""
         self.logs.mkdir(parents=True, exist_ok=True)
+        manifest.sync_directory(self.path.parent)
         write_json(self.constants, constants)
-        earlier = {"started": now(), "run_id": secrets.token_hex(8), **read_json(self.run, {})}
+        earlier = {"started": now(), "run_id": secrets.token_hex(8), **read_json(self.claim, {}), **read_json(self.run, {})}
         self.update(**{**earlier, **facts, "status": "running"})
+        self.claim.unlink(missing_ok=True)
+        for left in self.path.glob(".coming-*"):  # of a download that broke off; what is needed is here by now
+            shutil.rmtree(left, ignore_errors=True)
+
+    def is_free(self):
+        """True where no run began here: there is nothing, or only what a start that did not come to training left."""
+        return not self.path.exists() or (self.path.is_dir() and {p.name for p in self.path.iterdir()} <= {".lock", ".claim.json"})
+
+    def claimed(self, asked_name):
+        """The bytes of .claim.json, written where it is not there yet: who the run is that will begin here."""
+        if read_json(self.claim) is None:
+            write_json(self.claim, {"run_id": secrets.token_hex(8), "asked_name": asked_name, "started": now()})
+        return self.claim.read_bytes()
 
     def update(self, **facts):
         """Add facts to run.json."""
@@ -81,17 +106,24 @@ class RunDirectory:
                 self.update(status=status, finished=now(), seconds=round(time.time() - start, 1), warnings=said)
 
     def take(self):
-        """Make the run this process's until it ends, however it ends; `Refusal` where another one, perhaps still saving, has it."""
-        from filelock import FileLock, Timeout
-
+        """Make the run this process's until it ends, however it ends; `InUse` where another one, perhaps still saving, has it."""
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path.resolve() / ".lock"
-        lock = _taken.setdefault(path, FileLock(path, timeout=0))
+        if path in _taken:
+            return
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if not lock.is_locked:
-                lock.acquire()
-        except Timeout:
-            raise Refusal(f"{self.path} is in use by another process, which may still be saving; wait until it ended, or stop it") from None
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if error.errno in LOCKED:
+                said = "is in use by another process, which may still be saving; wait until it ended, or stop it"
+                raise InUse(f"{self.path} {said}") from None
+            lock = None
+            warn(f"the disk of {self.path} knows no locks ({error.strerror}): nothing stops a second process from writing into this run")
+        _taken[path] = lock
+        for left in self.path.glob(".regrouped-*"):  # of a start that was killed
+            shutil.rmtree(left, ignore_errors=True)
 
     def set_aside(self, checkpoint, why):
         """Rename a checkpoint to `why`-checkpoint-N-TIME, where nothing takes it for one; its new path."""
@@ -128,6 +160,11 @@ def step_of(path):
     """The N of …/checkpoint-N, None for any other name."""
     found = re.fullmatch(r"checkpoint-(\d+)", Path(path).name)
     return int(found.group(1)) if found else None
+
+
+def is_called(name, found, facts):
+    """True where the run in the directory `found`, with this run.json, is one of those that were started as `name`: name, name-2, …"""
+    return found == name or bool(re.fullmatch(rf"{re.escape(name)}-\d+", found) and facts.get("asked_name", name) == name)
 
 
 def read_json(path, default=None):

@@ -171,6 +171,44 @@ def test_a_writer_that_is_killed_leaves_the_old_manifest_or_the_new_one(tmp_path
     assert len(seen) > 1, "it was killed at different moments"
 
 
+class Synced:
+    """os.fsync that writes down which directories it was asked for, and answers with the error `refusing`, as some disks do."""
+
+    def __init__(self):
+        self.plainly, self.paths, self.refusing = os.fsync, [], None
+
+    def __call__(self, descriptor):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if os.path.isdir(path):
+            self.paths.append(path)
+            if self.refusing:
+                raise OSError(self.refusing, os.strerror(self.refusing))
+        self.plainly(descriptor)
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    found = Synced()
+    monkeypatch.setattr(os, "fsync", found)
+    return found
+
+
+def test_the_checkpoints_own_name_is_forced_to_disk_too(checkpoint, synced):
+    seal(checkpoint)
+    assert set(synced.paths) == {str(path) for path in (checkpoint.parent, checkpoint, checkpoint / "global_step8")}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_disk_that_cannot_force_directories_saves_all_the_same(checkpoint, synced, number):
+    synced.refusing = number
+    if number == errno.EIO:  # that is a disk which fails
+        with pytest.raises(OSError):
+            seal(checkpoint, step=9)
+        return
+    seal(checkpoint, step=9)
+    assert manifest.read(checkpoint)["step"] == 9
+
+
 def test_where_the_write_fails_the_old_file_stays_and_no_half_of_a_new_one(tmp_path):
     """A limit on the size of files, which the kernel enforces in the middle of the write."""
     path = tmp_path / "run.json"

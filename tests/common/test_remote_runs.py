@@ -66,6 +66,15 @@ def test_what_an_address_names(monkeypatch, uri, key, step):
     assert store.uri(rest) == uri.rstrip("/")
 
 
+def test_keys_in_an_address_are_not_repeated():
+    for uri in ("s3://AKIA77:SE/CRET@bucket", "s3://AKIA77:SE/CRET@", "gs://user:SECRET@bucket/run", "AKIA77:SE/CRET@bucket"):
+        for call in (storage.open_store, remote_runs.named):
+            with pytest.raises(Refusal) as refused:
+                call(uri)
+            assert not re.search("AKIA|SE|CRET|user", str(refused.value).replace("RESUME", "")), str(refused.value)
+            assert "…@" in str(refused.value)
+
+
 @pytest.mark.parametrize("uri", ["gs://bucket", "gs://bucket/", "gs://bucket/checkpoint-9", "file:///", "file:///-x", "gs://bucket/-x"])
 def test_addresses_that_name_no_run(uri):
     for call in (remote_runs.named, partial(resume.check, "qlora")):
@@ -82,7 +91,7 @@ def test_what_is_in_a_store(there, uri, stored):
     assert remote_runs.peek(store, "qlora")["step"] == 9 and remote_runs.peek(store, "qlora", 5)["step"] == 5
     assert remote_runs.peek(store, "qlora", 12) is None and remote_runs.peek(store, "other") is None
     assert remote_runs.facts(store, "qlora")["run_id"] == run_id(there) and remote_runs.facts(store, "other") == {}
-    assert remote_runs.newest(store, lambda key: True) == "qlora" and remote_runs.newest(store, lambda key: False) is None
+    assert remote_runs.newest(store, "qlora") == "qlora" and remote_runs.newest(store, "other") is None
 
 
 @pytest.mark.parametrize("address", ["", "/checkpoint-9"])
@@ -159,6 +168,49 @@ def test_without_its_best_checkpoint_the_run_goes_on(tmp_path, uri, stored, said
         assert said == [], "training says that it is not here any more"
     else:
         assert len(said) == 1 and "checkpoint-5, the best one, could not be brought here whole" in said[0]
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing does a SIGKILL."""
+
+
+def killed_at(name, read):
+    def reading(store, key):
+        if key.endswith(name):
+            raise Killed
+        return read(store, key)
+
+    return reading
+
+
+@pytest.mark.parametrize("moment", ["checkpoint-12/manifest.json", "checkpoint-5/manifest.json", "logs/metrics.jsonl"])
+def test_a_restore_that_is_killed_is_finished_by_the_next(tmp_path, uri, there, monkeypatch, moment):
+    with monkeypatch.context() as patched:
+        patched.setattr(storage.Store, "read", killed_at(moment, storage.Store.read))
+        with pytest.raises(Killed):
+            resume.open_run(tmp_path / "here", "qlora", "auto", uri)
+    run, checkpoint = resume.open_run(tmp_path / "here", "qlora", "auto", uri)
+    assert checkpoint.name == "checkpoint-12" and [step for step, _ in run.whole_checkpoints()] == [5, 12]
+    assert run_id(run) == run_id(there) and run.validation.is_file()
+    assert names(run.path, ".coming-*") == []
+
+
+def test_a_checkpoint_that_came_belongs_to_its_run_even_where_the_rest_did_not(tmp_path, uri, there, stored, monkeypatch):
+    """The best one meets a full disk, in a way that is no refusal; what is here by then can be gone on with."""
+    downloads = storage.Store.download_directory
+
+    def full(store, key, directory):
+        if key.endswith("checkpoint-5"):
+            raise OSError(28, "No space left on device")
+        return downloads(store, key, directory)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage.Store, "download_directory", full)
+        with pytest.raises(OSError):
+            resume.open_run(tmp_path / "here", "qlora", "auto", uri)
+    assert run_id(RunDirectory(tmp_path / "here" / "qlora")) == run_id(there)
+    run, checkpoint = resume.open_run(tmp_path / "here", "qlora", "auto", uri)
+    assert [step for step, _ in run.whole_checkpoints()] == [5, 12]
 
 
 def test_where_nothing_in_the_store_is_whole_it_is_said(tmp_path, uri, stored):

@@ -1,5 +1,6 @@
 """What a start goes on from: the newest checkpoint that is whole, here or in a store, of the right run, with constants that fit."""
 
+import json
 import os
 import re
 import shutil
@@ -11,11 +12,11 @@ from pathlib import Path
 import pytest
 from example_checkpoints import CONSTANTS, contents, flip, run_id, store_run, write_checkpoint, write_run
 
-from common import log, manifest, resume, storage
+from common import log, manifest, remote_runs, resume, storage
 from common.buckets import Patience
 from common.refusal import Refusal
 from common.resume import open_run
-from common.run_directory import RunDirectory
+from common.run_directory import RunDirectory, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 HASTY = Patience(attempts=2, first_wait=0.01, longest_wait=0.02)  # a store that is a directory does not recover
@@ -88,6 +89,44 @@ def test_auto_without_anything_starts_afresh(tmp_path):
     assert open_run(tmp_path, "qlora", "auto")[1] is None
 
 
+def test_auto_leaves_alone_what_was_asked_for_under_another_name(tmp_path, uri):
+    """abl-2024 was somebody's choice; abl-2 is the second run of abl; abl-3 is of a time when that was not written down."""
+    for name, asked, time in (("abl-3", None, 1000), ("abl-2", "abl", 2000), ("abl-2024", "abl-2024", 3000)):
+        run = write_run(tmp_path / "here" / name, steps=(time,))
+        run.update(started=f"{time}", **({"asked_name": asked} if asked else {}))
+        store_run(uri, run)
+        os.utime(run.run, (time, time))
+    taken = {name: open_run(tmp_path / "here", name, "auto")[0].path.name for name in ("abl", "abl-2", "abl-2024", "abl-3")}
+    assert taken == {"abl": "abl-2", "abl-2": "abl-2", "abl-2024": "abl-2024", "abl-3": "abl-3"}
+    assert open_run(tmp_path / "empty", "abl", "auto", uri)[0].path.name == "abl-2"
+    (tmp_path / "here" / "abl-3" / "run.json").write_text("{")
+    assert open_run(tmp_path / "here", "abl", "auto")[0].path.name == "abl-3", "damaged, written last, and its checkpoint is whole"
+
+
+def test_a_fresh_run_remembers_the_name_that_was_asked_for(tmp_path):
+    for expected in ("abl", "abl-2"):
+        run, _ = open_run(tmp_path, "abl")
+        run.begin({})
+        assert (run.path.name, read_json(run.run)["asked_name"]) == (expected, "abl")
+        assert not run.claim.exists()
+
+
+def test_what_is_looked_at_before_the_start_skips_what_cannot_be_read(tmp_path, uri):
+    run = write_run(tmp_path / "here" / "qlora", steps=(5, 9, 12))
+    store_run(uri, run)
+    flip(run.path / "checkpoint-12" / manifest.NAME, 40)
+    assert resume.peek(tmp_path / "here", "qlora", "auto")["step"] == 9
+    flip(tmp_path / "store" / "qlora" / "checkpoint-12" / manifest.NAME, 40)
+    for resumed in ("auto", f"{uri}/qlora"):
+        assert resume.peek(tmp_path / "empty", "qlora", resumed, uri)["step"] == 9
+    for step in (5, 9):
+        flip(run.path / f"checkpoint-{step}" / manifest.NAME, 40)
+    assert resume.peek(tmp_path / "here", "qlora", "auto") is None
+    assert resume.peek(tmp_path / "here", "qlora", "auto", uri)["step"] == 9
+    with pytest.raises(Refusal, match="checkpoint-12 does not have its own checksum|checkpoint-12 cannot be read"):
+        resume.peek(tmp_path / "here", "qlora", f"{uri}/qlora/checkpoint-12")
+
+
 def test_a_named_checkpoint_belongs_to_the_run_above_it(tmp_path):
     write_run(tmp_path / "elsewhere", steps=(5, 9))
     run, checkpoint = open_run(tmp_path / "outputs", "qlora", str(tmp_path / "elsewhere" / "checkpoint-5"))
@@ -133,6 +172,20 @@ def test_a_run_that_another_process_goes_on_with_is_refused_until_that_was_kille
         holder.kill()
         holder.wait()
     assert open_run(tmp_path, "qlora", "auto")[1] == run.path / "checkpoint-5"
+
+
+STARTER = HOLDER.replace(', "auto")', ")").replace("checkpoint.name", "run.path.name")
+
+
+def test_a_second_start_before_the_first_has_begun_takes_the_next_name(tmp_path):
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert starter.stdout.readline() == "qlora\n"
+        run, _ = open_run(tmp_path, "qlora")
+        assert run.path.name == "qlora-2"
+    finally:
+        starter.kill()
+        starter.wait()
 
 
 # damage
@@ -209,7 +262,46 @@ def test_a_fresh_run_takes_a_name_that_the_store_does_not_have_either(tmp_path, 
     before = contents(tmp_path / "store")
     run, checkpoint = open_run(tmp_path / "here", "qlora", uri=uri)
     assert (run.path.name, checkpoint) == ("qlora-2", None)
-    assert contents(tmp_path / "store") == before and store.names() == ["qlora"]
+    after = contents(tmp_path / "store")
+    claim = json.loads(after.pop("qlora-2/run.json"))
+    assert after == before and store.names() == ["qlora", "qlora-2"]
+    run.begin({})
+    assert run_id(run) == claim["run_id"] != run_id(other)
+    remote_runs.require_same(store, run)
+
+
+def test_two_machines_that_start_at_once_take_two_names(tmp_path, uri, monkeypatch):
+    """The second asks what there is before the first has written anything there."""
+    store = storage.open_store(uri)
+    first, _ = open_run(tmp_path / "one", "qlora", uri=uri)
+    monkeypatch.setattr(storage.Store, "names", lambda *_: [])
+    monkeypatch.setattr(storage.Store, "read", blind_once(storage.Store.read))
+    second, _ = open_run(tmp_path / "two", "qlora", uri=uri)
+    assert [first.path, second.path] == [tmp_path / "one" / "qlora", tmp_path / "two" / "qlora-2"]
+    for run in (first, second):
+        run.begin({})
+        assert remote_runs.facts(store, run.path.name)["run_id"] == run_id(run)
+
+
+def blind_once(read):
+    """`read`, which finds nothing the first time: the other machine is about to write."""
+    seen = []
+    return lambda store, key: read(store, key) if seen else seen.append(key)
+
+
+def test_a_start_that_did_not_come_to_training_keeps_its_name_for_the_next(tmp_path, uri):
+    for _ in range(2):
+        open_run(tmp_path / "here", "qlora", uri=uri)
+    assert storage.open_store(uri).names() == ["qlora"]
+    assert open_run(tmp_path / "there", "qlora", uri=uri)[0].path.name == "qlora-2", "to other machines it is taken"
+    run, checkpoint = open_run(tmp_path / "elsewhere", "qlora", "auto", uri)
+    assert (run.path.name, checkpoint) == ("qlora-3", None), "there is nothing to go on from under a name that was only taken"
+
+
+def test_a_taken_name_does_not_hide_the_run_that_has_checkpoints(tmp_path, uri):
+    store_run(uri, write_run(tmp_path / "elsewhere" / "qlora", steps=(5,)))
+    assert open_run(tmp_path / "there", "qlora", uri=uri)[0].path.name == "qlora-2"
+    assert open_run(tmp_path / "here", "qlora", "auto", uri)[1] == tmp_path / "here" / "qlora" / "checkpoint-5"
 
 
 def copy_run(run, path, *steps):
@@ -227,6 +319,15 @@ def test_what_the_store_has_newer_comes_here(tmp_path, uri):
     found, checkpoint = open_run(tmp_path / "here", "qlora", "auto", uri)
     assert checkpoint == tmp_path / "here" / "qlora" / "checkpoint-9" and run_id(found) == run_id(run)
     assert contents(checkpoint) == contents(run.path / "checkpoint-9")
+
+
+def test_of_a_damaged_checkpoint_the_store_has_it_whole(tmp_path, uri, said):
+    run = write_run(tmp_path / "here" / "qlora", steps=(5, 9))
+    store_run(uri, run)
+    before = contents(run.path / "checkpoint-9")
+    flip(run.path / "checkpoint-9" / "optimizer.pt", 100)
+    assert open_run(tmp_path / "here", "qlora", "auto", uri) == (run, run.path / "checkpoint-9")
+    assert contents(run.path / "checkpoint-9") == before and names(run.path, "damaged-") == ["damaged-checkpoint-9"]
 
 
 def test_what_is_newer_here_stays(tmp_path, uri, said):

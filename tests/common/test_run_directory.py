@@ -1,5 +1,6 @@
 """The run directory: whole files, how a run ended, one process at a time, checkpoints that are set aside."""
 
+import errno
 import re
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from contextlib import nullcontext
 import pytest
 from example_checkpoints import contents, run_id, write_checkpoint, write_run
 
-from common import run_directory, signals
+from common import log, run_directory, signals
 from common.refusal import Refusal
 from common.run_directory import RunDirectory
 
@@ -90,6 +91,34 @@ def test_a_run_is_one_processs_and_free_again_when_that_was_killed(tmp_path):
     run.take()  # a process that has it may ask again
     second = subprocess.run([sys.executable, "-c", HOLDER, str(run.path)], capture_output=True, text=True)
     assert second.returncode == 1 and "in use by another process" in second.stderr and "taken" not in second.stdout
+
+
+def test_a_disk_without_locks_stops_no_run_and_is_said_once(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    log.close()
+    run = RunDirectory(tmp_path / "run")
+    for _ in range(2):
+        run.take()
+    (said,) = log.warnings
+    log.close()
+    assert "knows no locks (No locks available): nothing stops a second process" in said
+
+
+def test_what_a_killed_start_left_is_removed(tmp_path):
+    """A copy for other ranks at once; what came of a download when the run begins, since until then it is gone on with."""
+    run = write_run(tmp_path / "run", steps=(5,))
+    for name in (".regrouped-checkpoint-5", ".coming-checkpoint-9"):
+        write_checkpoint(run.path / name)
+    run.take()
+    assert [p.name for p in run.path.glob(".*-checkpoint-*")] == [".coming-checkpoint-9"]
+    write_checkpoint(run.path / ".regrouped-checkpoint-5")
+    run.take()  # it is this process's own now
+    assert (run.path / ".regrouped-checkpoint-5").is_dir()
+    run.begin({})
+    assert not (run.path / ".coming-checkpoint-9").exists() and [step for step, _ in run.whole_checkpoints()] == [5]
 
 
 def test_what_is_set_aside_stays_whole_and_is_no_checkpoint_any_more(tmp_path):

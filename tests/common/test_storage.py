@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -105,6 +106,33 @@ def test_what_the_store_holds_corrupted_is_sent_again(server, store, prefix, tmp
         store.upload_bytes(data, "verified")
         assert faults.injected == {kind: 2}
     assert server.contents(f"{prefix}/verified") == data
+
+
+def test_a_name_is_claimed_by_one_and_the_server_is_asked_to_see_to_that(server, store, prefix, monkeypatch):
+    asked = []
+    with server.faults() as faults:
+        faults.choose = lambda identity, path, fitting: asked.append(path)
+        assert store.claim(b"first", "run.json") and store.claim(b"first", "run.json")
+        assert not store.claim(b"second", "run.json")
+    assert server.contents(f"{prefix}/run.json") == b"first"
+    (sent,) = [path for path in asked if "uploadType" in path]
+    assert "ifGenerationMatch=0" in sent
+
+
+def test_of_many_that_claim_one_name_at_once_one_has_it(tmp_path, monkeypatch):
+    """All have seen that there is nothing before the first writes."""
+    there, barrier = storage.open_store(f"file://{tmp_path}", RESIGNED), threading.Barrier(8)
+    creates = buckets.create
+
+    def create(*arguments):
+        barrier.wait(10)
+        creates(*arguments)
+
+    monkeypatch.setattr(buckets, "create", create)
+    monkeypatch.setattr(buckets, "_may_help", lambda error: False)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda number: there.claim(b"%d" % number, "qlora/run.json"), range(8)))
+    assert [found.index(True)] == [int((tmp_path / "qlora" / "run.json").read_bytes())] and found.count(True) == 1
 
 
 def test_a_wrong_report_of_the_store_is_not_believed_either_way(server, store, prefix):
