@@ -1,6 +1,6 @@
 """A training of a second: transformers' Trainer with dropout, accumulation and evaluations, kept by `Checkpoints`.
 
-`python example_training.py DIRECTORY` interrupts it at every forward pass, in a process of its own each time (see `everywhere`).
+`python example_training.py DIRECTORY STRIDE` interrupts it at every STRIDE-th forward pass, in a process of its own each time.
 """
 
 import gc
@@ -103,15 +103,15 @@ def in_a_process(function, *arguments):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def everywhere(directory):
-    """Interrupt at every forward pass, go on, and compare with the run that nobody interrupted; prints one line of JSON for each."""
+def everywhere(directory, stride):
+    """Interrupt at every `stride`-th forward pass, go on, compare with the run nobody interrupted; prints a line of JSON for each."""
     kinds = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGUSR1)
     train(directory, "whole")  # in this process, so that no fork has to import anything
     log.close()
     gc.freeze()  # a collection would copy all of it in every fork
     whole = read_json(directory / "whole.json")
-    for place in range(1, whole["passes"] + 1):
-        number, name = kinds[place % 4], f"at{place}"
+    for place in range(1, whole["passes"] + 1, stride):
+        number, name = kinds[place // stride % 4], f"at{place}"
         code = in_a_process(train, directory, name, place, number)
         saved = sorted(p.name for p in (directory / name).glob("*checkpoint-*"))
         again = in_a_process(train, directory, name)
@@ -125,4 +125,4 @@ def everywhere(directory):
 if __name__ == "__main__":
     torch.set_num_threads(1)  # whose pool would not survive the forks
     hardware.prepare_torch()
-    everywhere(Path(sys.argv[1]))
+    everywhere(Path(sys.argv[1]), int(sys.argv[2]))
