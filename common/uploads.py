@@ -5,31 +5,38 @@
     uploads.safe()                                                     # {"checkpoint-96"} once its manifest is verified there
     not_safe = uploads.wait()                                          # {} or {key: why}
 
-The newest checkpoint goes first: if the machine dies, it is the one worth having; small files go beside it. Nothing here raises into
-training: what fails is remembered, and tried again when asked to. The process outlives no parent and heeds no signal but SIGKILL;
-killed, it is started again, and what it had not confirmed is sent again.
+The newest checkpoint goes first: if the machine dies, it is the one worth having. Small files go before those that are not begun, in
+their order: a checkpoint in the store finds there what says whose it is. Nothing here raises into training: what fails is remembered,
+and tried again when asked to. The process outlives no parent and heeds no signal but SIGKILL; killed, it is started again, and what it
+had not confirmed is sent again.
 
-`python -m common.uploads URI KEY` is that process: jobs come as JSON lines on stdin, answers go as JSON lines to stdout.
+`python -m common.uploads URI KEY PID [RUN_ID]` is that process: jobs come as JSON lines on stdin, answers go as JSON lines to stdout.
 """
 
 import base64
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 
-from common import storage
+from common import remote_runs, storage
 from common.refusal import Refusal
+from common.safe_text import without_secrets
 
 MOST_DEATHS = 3  # of the process over one job, after which that job has failed
 SAY_SECONDS = 30  # between two lines of `wait`
 NICE = 10  # the CPU belongs to training first
+KINDS = ("bytes", "directory")  # of jobs; the process works on one of each at once
 WAITING, SAFE = "", "safe"
 
 
@@ -50,14 +57,15 @@ def _counted(method):
 class Uploads:
     """What is to be stored below `uri`/`run_key`, and how far that is. Use from one thread.
 
+    run_id: whose that key is; where the store's run.json says another one, nothing is stored and every job fails.
     blocked_seconds: the time spent in the methods below by whoever called them, `wait` aside.
     `Refusal` where `uri` is no address of a store or lacks a package.
     """
 
-    def __init__(self, uri, run_key):
+    def __init__(self, uri, run_key, run_id=None):
         storage.open_store(uri)
         self.blocked_seconds = 0.0
-        self._arguments = [uri, run_key]
+        self._arguments = [uri, run_key, str(os.getpid()), *([run_id] if run_id else [])]
         self._changed = threading.Condition()
         self._jobs = {}  # key -> _Job, the newest last
         self._under_way = {}  # "directory" or "bytes" -> (key, number) of the one that the process has
@@ -144,12 +152,13 @@ class Uploads:
             self._changed.notify_all()
 
     def _next(self):
-        """(kind, key) to send now: one directory and one file at a time, of each the newest; None when there is nothing to do."""
-        for kind in ("bytes", "directory"):
-            waiting = [key for key, job in self._jobs.items() if kind in job.what and job.state == WAITING]
-            if waiting and kind not in self._under_way:  # two at once could overtake each other and leave the older content
-                return kind, waiting[-1]
-        return None
+        """(kind, key) to send now: one file at a time, and where none is left, of the directories the newest; None for nothing."""
+        files, directories = ([key for key, job in self._jobs.items() if kind in job.what and job.state == WAITING] for kind in KINDS)
+        if "bytes" in self._under_way:  # two at once could overtake each other and leave the older content
+            return None
+        if files:
+            return "bytes", files[0]
+        return ("directory", directories[-1]) if directories and "directory" not in self._under_way else None
 
     def _feed(self):
         """Start the process and hand it one job after another; the thread of this object."""
@@ -159,7 +168,13 @@ class Uploads:
                 self._changed.wait_for(lambda: self._closed or self._next())
                 if self._closed:
                     return
-                process = self._process = self._process or self._start()
+                try:
+                    process = self._process = self._process or self._start()
+                except (OSError, RuntimeError, MemoryError) as error:  # no more processes, threads or memory
+                    for job in [job for job in self._jobs.values() if job.state == WAITING]:
+                        job.state = f"the upload process could not be started ({getattr(error, 'strerror', None) or error})"
+                    self._changed.notify_all()
+                    continue
                 kind, key = self._next()
                 job = self._jobs[key]
                 self._under_way[kind] = key, job.number
@@ -169,15 +184,17 @@ class Uploads:
                 process.stdin.flush()
 
     def _start(self):
-        command = [sys.executable, "-m", "common.uploads", *self._arguments, str(os.getpid())]
-        home = Path(__file__).resolve().parent.parent
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, cwd=home, start_new_session=True, **pipes)
-        threading.Thread(target=self._listen, args=[process], daemon=True).start()
+        command = [sys.executable, "-P", "-m", "common.uploads", *self._arguments]  # -P: no modules of the directory we are in
+        home = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, home))}
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 - not a pipe, which may fill up; it is gone with `_listen`
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+        threading.Thread(target=self._listen, args=[process, errors], daemon=True).start()
         return process
 
-    def _listen(self, process):
-        """Take the answers of `process`; when it is gone, what it had not answered is sent again."""
+    def _listen(self, process, errors):
+        """Take the answers of `process`; when it is gone, what it had not answered is sent again. errors: the file of its stderr."""
         with suppress(ValueError):  # half a line: it was killed
             for line in process.stdout:
                 answer = json.loads(line)
@@ -190,7 +207,7 @@ class Uploads:
                 if job and job.number == number:
                     job.deaths += 1
                 died = job and job.deaths >= MOST_DEATHS
-                self._answered(number, f"the upload process died {job.deaths} times over it ({_ended(code)})" if died else WAITING)
+                self._answered(number, f"the upload process died {job.deaths} times over it ({_ended(code, errors)})" if died else WAITING)
             self._process = None
             self._changed.notify_all()
 
@@ -209,15 +226,16 @@ class Uploads:
 class _Job:
     """One thing to store: {"directory": path} or {"bytes": base64}, and where it stands: WAITING, SAFE, or why it failed."""
 
-    count = 0
+    numbers = itertools.count()
 
     def __init__(self, what, state=WAITING):
-        _Job.count += 1
-        self.what, self.state, self.number, self.deaths = what, state, _Job.count, 0
+        self.what, self.state, self.number, self.deaths = what, state, next(_Job.numbers), 0
 
 
-def _ended(code):
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+def _ended(code, errors):
+    errors.seek(0)
+    said = "".join(f": {line}" for line in errors.read().decode(errors="replace").strip().splitlines()[-1:])
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}{without_secrets(said)[:300]}"
 
 
 # the process
@@ -228,27 +246,31 @@ def main():
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-    uri, run_key, parent = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    uri, run_key, parent, run_id = [*sys.argv[1:], None][:4]
+    store, lock = storage.open_store(uri), threading.Lock()
     answers = os.fdopen(os.dup(1), "w")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     os.nice(NICE)
-    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
-    store, lock = storage.open_store(uri), threading.Lock()
+    threading.Thread(target=_end_with, args=[int(parent)], daemon=True).start()
 
     def work(job):
-        error = _error_of(lambda: _store(store, f"{run_key}/{job['key']}", job))
+        error = _error_of(lambda: _store(store, run_key, run_id, job))
         with lock:
             answers.write(json.dumps({"key": job["key"], "number": job["number"], "error": error}) + "\n")
             answers.flush()
 
+    pool = ThreadPoolExecutor(len(KINDS))  # what more were asked of it would wait
     for line in sys.stdin.buffer:
-        threading.Thread(target=work, args=[json.loads(line)], daemon=True).start()
+        pool.submit(work, json.loads(line))
     os._exit(0)  # at once, though uploads are under way
 
 
-def _store(store, key, job):
+def _store(store, run_key, run_id, job):
+    key = f"{run_key}/{job['key']}"
+    if run_id and remote_runs.facts(store, run_key).get("run_id", run_id) != run_id:
+        raise Refusal(f"{store.uri(run_key)} is another run's by now and would be overwritten; take another CHECKPOINT_URI")
     if "directory" in job:
         store.upload_directory(job["directory"], key)
     else:
@@ -261,10 +283,8 @@ def _error_of(action):
     except Refusal as refusal:
         return str(refusal)
     except Exception as error:  # the text of an unknown error may hold what no log should
-        frame = error.__traceback__
-        while frame.tb_next:
-            frame = frame.tb_next
-        return f"{type(error).__name__} in {Path(frame.tb_frame.f_code.co_filename).name}, line {frame.tb_lineno}"
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"
     return None
 
 

@@ -1,11 +1,14 @@
 """The process that uploads beside a training: what it survives, what it outlives, and in which order it works."""
 
+import errno
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,6 +18,7 @@ from common import manifest
 from common.refusal import Refusal
 from common.uploads import Uploads
 
+ROOT = Path(__file__).resolve().parents[2]
 STALLED = "stalled upload"
 
 
@@ -168,6 +172,96 @@ def test_the_newest_checkpoint_goes_first_and_the_newest_content_wins(server, up
     assert uploads.wait() == {}
     assert uploads.safe() == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
     assert server.contents(f"runs/{run_key}/run.json") == b"three"
+
+
+def test_what_says_whose_a_checkpoint_is_arrives_before_it(server, uploads, run_key, tmp_path):
+    """run.json first of the files, and the checkpoint not before all of them, though one of them needs long."""
+    found = dict.fromkeys(("run.json", "data.json"), tmp_path / "file")
+    (tmp_path / "file").write_text("{}")
+    arrived = []
+    with server.faults(stall=0.5) as faults:
+        faults.force(STALLED, "data.json")
+        chosen = faults.choose
+        faults.choose = lambda identity, path, fitting: arrived.append(path) or chosen(identity, path, fitting)
+        uploads.submit_files(found)
+        uploads.submit(make(tmp_path / "checkpoint-1", files=1), "checkpoint-1")
+        assert uploads.wait() == {}
+    sent = [path for path in arrived if "uploadType" in path]
+    order = [next(i for i, path in enumerate(sent) if name in path) for name in ("run.json", "data.json", "file-00", manifest.NAME)]
+    assert order == sorted(order) and faults.injected[STALLED] == 1
+
+
+def test_where_no_process_can_be_started_the_jobs_fail_until_asked_again(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    uploads = Uploads(f"file://{tmp_path}/store", "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", refuse)
+        uploads.submit(make(tmp_path / "checkpoint-1"), "checkpoint-1")
+        why = "the upload process could not be started (Resource temporarily unavailable)"
+        assert uploads.wait(timeout=10) == {"checkpoint-1": why}
+    uploads.retry_failed()
+    assert uploads.wait() == {} and uploads.safe() == {"checkpoint-1"}
+    uploads.close()
+
+
+def test_a_process_that_cannot_even_begin_says_why_and_no_secrets(tmp_path, monkeypatch):
+    (tmp_path / "queue.py").write_text('raise ImportError("libz.so.1: cannot open s3://AKIA:S3CRET@bucket")')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    uploads = Uploads(f"file://{tmp_path}/store", "run")
+    uploads.submit(make(tmp_path / "checkpoint-1"), "checkpoint-1")
+    said = uploads.wait()["checkpoint-1"]
+    uploads.close()
+    assert "died 3 times over it (exit code 1: ImportError: libz.so.1: cannot open s3://" in said
+    assert "AKIA" not in said and "S3CRET" not in said
+
+
+def test_paths_in_the_environment_mean_the_same_to_it_and_modules_lying_there_nothing(tmp_path, monkeypatch):
+    for name in ("json.py", "common.py"):
+        (tmp_path / name).write_text("raise SystemExit('not mine')")
+    monkeypatch.chdir(tmp_path)
+    uploads = Uploads(f"file://{tmp_path}/store", "run")
+    uploads.submit(make(tmp_path / "checkpoint-1"), "checkpoint-1")
+    assert uploads.wait() == {}
+    assert psutil.Process(process_of(uploads).pid).cwd() == str(tmp_path)
+    uploads.close()
+
+
+def test_it_works_on_two_jobs_at_once_however_many_it_is_sent(tmp_path):
+    """The manifest of each directory is a pipe that nobody writes to, so that none ends."""
+    (tmp_path / "checkpoint-1").mkdir()
+    os.mkfifo(tmp_path / "checkpoint-1" / manifest.NAME)
+    command = [sys.executable, "-m", "common.uploads", f"file://{tmp_path}/store", "run", str(os.getpid())]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        try:
+            for number in range(200):
+                line = {"key": "checkpoint-1", "number": number, "directory": str(tmp_path / "checkpoint-1")}
+                process.stdin.write(json.dumps(line).encode() + b"\n")
+            process.stdin.flush()
+            wait_until(lambda: psutil.Process(process.pid).num_threads() >= 4, 10)
+            time.sleep(0.2)
+            assert psutil.Process(process.pid).num_threads() <= 6
+        finally:
+            process.kill()
+
+
+def test_another_run_in_the_store_is_not_overwritten(tmp_path):
+    """Two runs came to have one name: the second is told at every save, and the first stays as it is."""
+    for run_id in ("first", "second"):
+        (tmp_path / run_id).write_text(json.dumps({"run_id": run_id}))
+    uploads = {run_id: Uploads(f"file://{tmp_path}/store", "run", run_id) for run_id in ("first", "second")}
+    for name in ("first", "second", "first"):
+        uploads[name].submit_files({"run.json": tmp_path / name})
+        uploads[name].submit(make(tmp_path / f"{len(list(tmp_path.iterdir()))}"), name)
+        found = uploads[name].wait()
+        assert set(found) == (set() if name == "first" else {"run.json", "second"})
+        assert all("/store/run is another run's by now and would be overwritten" in why for why in found.values())
+    for each in uploads.values():
+        each.close()
+    assert sorted(p.name for p in (tmp_path / "store" / "run").iterdir()) == ["first", "run.json"]
+    assert json.loads((tmp_path / "store" / "run" / "run.json").read_text()) == {"run_id": "first"}
 
 
 def test_what_fails_is_said_not_raised_and_tried_again_or_withdrawn_when_asked(server, uploads, run_key, tmp_path):
