@@ -55,7 +55,8 @@ def once(build, files, model, **settings):
     model: the directory with the tokenizer's files; of a hub model its snapshot, see `hub.tokenizer_directory`.
 
     The key covers the bytes of `files`, the tokenizer's and the chat template's files, `settings`, the versions of
-    transformers and tokenizers, and the source of `build` and of the modules it calls. See `cache.build_once`.
+    transformers and tokenizers, and the source of `build` and of the modules it calls. It is the same on every machine, so
+    that a run may go on elsewhere: no setting may hold a path of this one. See `cache.build_once`.
     """
     path = cache.root() / "tokenised" / _key(build, files, model, settings)
     built, _ = cache.build_once(path, build)
@@ -209,7 +210,7 @@ def _key(build, files, model, settings):
                 while block := content.read(1 << 22):
                     chunks.update(block)
             digest.update(chunks.digest())
-    digest.update(str(model).encode())
+    digest.update(Path(model).resolve().name.encode())  # a snapshot's commit; not where caches lie
     return digest.hexdigest()[:24]
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import manifest
+from common import hardware, manifest
 from common.refusal import Refusal
 from common.run_directory import read_json
 
@@ -42,7 +42,7 @@ def regroup(checkpoint, world_size):
     """A copy of the ZeRO checkpoint that any number of ranks can load, through DeepSpeed's universal format; `checkpoint` stays as it is.
 
     Returns the copy's path; it takes the checkpoint's disk once more and is to be removed after loading. Raises `Refusal` for
-    an optimiser whose state is quantised in blocks of one rank's part.
+    an optimiser whose state is quantised in blocks of one rank's part, and where the disk is too full.
     """
     found = manifest.read(checkpoint)
     if found["optimizer"].startswith("bitsandbytes"):
@@ -52,7 +52,9 @@ def regroup(checkpoint, world_size):
         )
     copy = checkpoint.with_name(f".regrouped-{checkpoint.name}")
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(checkpoint, copy, copy_function=os.link)
+    needed, what = sum(file["size"] for file in found["files"].values()) / 1e9, f"regrouping {checkpoint} for {world_size} rank(s)"
+    hardware.require_disk(checkpoint, needed, what)
+    shutil.copytree(checkpoint, copy, copy_function=_link)
     (states,) = copy.glob("global_step*")
     command = [
         *(sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", states, "--output_folder", f"{states}_universal"),
@@ -63,3 +65,10 @@ def regroup(checkpoint, world_size):
     if done.returncode:
         raise RuntimeError(f"regrouping {checkpoint} ended with {done.returncode}:\n{done.stderr[-4000:]}")
     return Path(copy)
+
+
+def _link(source, target):
+    try:
+        os.link(source, target)
+    except OSError:  # some network disks have no links
+        shutil.copy2(source, target)

@@ -96,6 +96,22 @@ def test_the_key_covers_data_template_tokenizer_settings_and_the_source_of_build
     assert len([p for p in cache.iterdir() if p.is_dir()]) == 9
 
 
+def test_the_key_is_the_same_wherever_caches_and_data_lie(tmp_path, cache):
+    """A run that comes from another machine finds its data again; a model of another name is another model."""
+
+    def build(directory):
+        (directory / "data.json").write_text("{}")
+
+    paths = []
+    for home, name in (("one", "tiny-llama-0a1b"), ("two", "tiny-llama-0a1b"), ("two", "tiny-llama-2c3d")):
+        model, data = tmp_path / home / name, tmp_path / home / "rows.jsonl"
+        model.mkdir(parents=True)
+        (model / "tokenizer.json").write_text("{}")
+        data.write_text("one\n")
+        paths.append(tokenised.once(build, [data], str(model), seed=42).path)
+    assert paths[0] == paths[1] != paths[2]
+
+
 def test_the_key_covers_the_versions_that_tokenise(tmp_path, cache, monkeypatch):
     data, version = write_rows(tmp_path / "rows.jsonl", [question(1)]), tokenised.importlib.metadata.version
 

@@ -1,5 +1,6 @@
 """DeepSpeed's JSON against the constants; checkpoints that go on with another number of ranks."""
 
+import errno
 import json
 import os
 import shutil
@@ -81,6 +82,29 @@ def test_a_quantised_optimiser_is_not_divided_otherwise(tmp_path):
     assert "was written by 2 rank(s) with bitsandbytes.optim.adamw.PagedAdamW8bit, whose quantised state cannot be divided among 3" in said
     assert "resume on as many GPUs as before" in said
     assert contents(tmp_path) == before
+
+
+def test_regrouping_asks_for_the_disk_that_it_will_take_first(tmp_path, monkeypatch):
+    checkpoint = write_checkpoint(tmp_path / "run" / "checkpoint-8", world_size=2, sharded=True)
+    before = contents(tmp_path)
+    monkeypatch.setattr(zero.hardware, "free_disk_gb", lambda path: 8.9e-6)  # the checkpoint has 9 kB and a little
+    with pytest.raises(Refusal, match="regrouping .*checkpoint-8 for 3 rank.s. needs .* GB and the disk of .* has"):
+        zero.regroup(checkpoint, 3)
+    assert contents(tmp_path) == before
+
+
+def test_on_a_disk_without_links_the_checkpoint_is_copied(tmp_path, monkeypatch):
+    """The converter has nothing to convert here; what it was given is there to be seen."""
+    checkpoint = write_checkpoint(tmp_path / "run" / "checkpoint-8", world_size=2, sharded=True)
+
+    def link(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(zero.sys, "executable", "false")
+    with pytest.raises(RuntimeError, match="regrouping .* ended with 1"):
+        zero.regroup(checkpoint, 3)
+    assert contents(tmp_path / "run" / ".regrouped-checkpoint-8") == contents(checkpoint)
 
 
 FLAGS = (
