@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from common import manifest, remote_runs, storage
+from common import manifest, remote_runs, storage, versions
 from common.log import is_rank_0, warn
 from common.refusal import Refusal
 from common.run_directory import InUse, RunDirectory, is_called, read_json, step_of
@@ -199,11 +199,10 @@ FIXED = (
     *("TRAIN_FILES", "HELD_OUT", "SPLIT_BY", "BAD_ROWS", "MAX_SEQ_LENGTH", "PACKING", "SEED"),
     *("PER_DEVICE_TRAIN_BATCH_SIZE", "LEARNING_RATE", "WEIGHT_DECAY", "OPTIM"),
 )
-# Constants that change no weight: where things go, and when something is written or looked at.
-HARMLESS = (
-    *("OUTPUT_DIR", "CHECKPOINT_URI", "KEEP_LOCAL", "REPORT_TO", "MERGE", "SAVE_TOTAL_LIMIT", "PER_DEVICE_EVAL_BATCH_SIZE"),
-    *("SAVE_STEPS", "EVAL_STEPS", "LOGGING_STEPS", "LOAD_BEST_MODEL_AT_END"),
-)
+# Constants on which no step's weights depend, but which step becomes the final model.
+CHOOSING = ("SAVE_STEPS", "EVAL_STEPS", "LOAD_BEST_MODEL_AT_END", "PER_DEVICE_EVAL_BATCH_SIZE", "EARLY_STOPPING_PATIENCE")
+# Constants that change no weight: where things go, and when something is written.
+HARMLESS = ("OUTPUT_DIR", "CHECKPOINT_URI", "KEEP_LOCAL", "REPORT_TO", "MERGE", "SAVE_TOTAL_LIMIT", "LOGGING_STEPS")
 
 
 def micro_batch(checkpoint, rows):
@@ -211,11 +210,11 @@ def micro_batch(checkpoint, rows):
     return manifest.read(checkpoint)["position"]["micro_batch"] if checkpoint else rows
 
 
-def changed_constants(checkpoint, constants, data_key, world_size, sharded):
+def changed_constants(checkpoint, constants, data_key, world_size, sharded, packing=None):
     """Sentences about constants that are not those of `checkpoint`; `Refusal` where one changed that makes it another run.
 
-    data_key: of the tokenised data; world_size: ranks of this start; sharded: under DeepSpeed. Ranks x accumulation must stay:
-    a step has the same rows.
+    data_key: of the tokenised data; world_size: ranks of this start; sharded: under DeepSpeed; packing: whether rows are packed here.
+    Ranks x accumulation must stay: a step has the same rows.
     """
     found = manifest.read(checkpoint)
     before = found["constants"]
@@ -228,7 +227,14 @@ def changed_constants(checkpoint, constants, data_key, world_size, sharded):
                 "(INITIAL_MODEL goes on from a saved model)"
             )
     if found["data_key"] != data_key:
-        raise Refusal(f"the training files changed since {checkpoint} was written, so its place in them means nothing; start afresh")
+        raise Refusal(
+            f"the training rows are not those of {checkpoint}: the training files, their split, the tokenizer, its library's version or "
+            "this repository's code that prepares them changed since, so its place in them means nothing; set that back, or start afresh"
+        )
+    if packing is not None and found.get("packing", packing) != packing:
+        ways = {True: "packed rows, as on a GPU", False: "rows grouped by length, as on a CPU"}
+        raise Refusal(f"{checkpoint} was trained with {ways[not packing]}, now it would be {ways[packing]}: other rows in another order; "
+                      "resume on the same kind of device, or start a new run from it with INITIAL_MODEL")  # fmt: skip
     if sharded and not found["sharded"]:
         raise Refusal(f"{checkpoint} was written by one process without ZeRO, whose optimiser state cannot be divided among ranks; resume "
                       "with plain python on one GPU (CUDA_VISIBLE_DEVICES=0), or start a new run from it with INITIAL_MODEL")  # fmt: skip
@@ -240,13 +246,23 @@ def changed_constants(checkpoint, constants, data_key, world_size, sharded):
             f"{checkpoint} was trained with {accumulation} = {before[accumulation]} on {found['world_size']} rank(s), now it is "
             f"{constants[accumulation]} on {world_size}: a step would have other rows; {fits}, or start a new run"
         )
-    matters = {True: "the weights will not be those of a run without this change", False: "no weight depends on it"}
     sentences = [
-        f"{n} was {old!r} and is {new!r} from here on; {matters[n not in HARMLESS]}"
+        f"{n} was {old!r} and is {new!r} from here on; {_what_depends_on(n)}"
         for n, (old, new) in changed.items()
         if n not in ("RESUME_FROM_CHECKPOINT", "RUN_NAME", accumulation)
     ]
+    here, there = versions.installed(), found.get("versions", {})
+    if others := [f"{n} {there.get(n, 'none')} there, {here.get(n, 'none')} here" for n in {**there, **here} if there and there.get(n) != here.get(n)]:
+        sentences.append(f"{checkpoint.name} was written with other versions ({', '.join(others)}): bits may differ from here on")
     if found["world_size"] != world_size:
         sentences.append(f"{checkpoint.name} was written by {found['world_size']} rank(s) and goes on with {world_size}: the same rows a "
                          "step, sums in another order")  # fmt: skip
     return sentences
+
+
+def _what_depends_on(name):
+    if name in HARMLESS:
+        return "no weight depends on it"
+    if name in CHOOSING:
+        return "no step's weights depend on it, but which step becomes the final model may"
+    return "the weights will not be those of a run without this change"

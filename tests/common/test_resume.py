@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from example_checkpoints import CONSTANTS, contents, flip, run_id, store_run, write_checkpoint, write_run
 
-from common import log, manifest, remote_runs, resume, storage
+from common import log, manifest, remote_runs, resume, storage, versions
 from common.buckets import Patience
 from common.refusal import Refusal
 from common.resume import open_run
@@ -418,8 +418,8 @@ def test_a_store_that_does_not_answer(tmp_path, uri, said):
 # constants
 
 
-def changed(checkpoint, data_key="key", world_size=1, sharded=False, **constants):
-    return resume.changed_constants(checkpoint, {**CONSTANTS, **constants}, data_key, world_size, sharded)
+def changed(checkpoint, data_key="key", world_size=1, sharded=False, packing=False, **constants):
+    return resume.changed_constants(checkpoint, {**CONSTANTS, **constants}, data_key, world_size, sharded, packing)
 
 
 @pytest.mark.parametrize(
@@ -438,17 +438,41 @@ def test_a_resume_says_which_constants_changed_and_which_matter(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "checkpoint-8", {"SAVE_STEPS": 48, "RESUME_FROM_CHECKPOINT": None})
     assert changed(checkpoint, MAX_GRAD_NORM=0.3, RUN_NAME="b", SAVE_STEPS=24, RESUME_FROM_CHECKPOINT="auto") == [
         "MAX_GRAD_NORM was 1.0 and is 0.3 from here on; the weights will not be those of a run without this change",
-        "SAVE_STEPS was 48 and is 24 from here on; no weight depends on it",
+        "SAVE_STEPS was 48 and is 24 from here on; no step's weights depend on it, but which step becomes the final model may",
     ]
-    with pytest.raises(Refusal, match="the training files changed"):
+    assert changed(write_checkpoint(tmp_path / "checkpoint-9", {"OUTPUT_DIR": "a"}), OUTPUT_DIR="b") == [
+        "OUTPUT_DIR was 'a' and is 'b' from here on; no weight depends on it"
+    ]
+    with pytest.raises(Refusal, match="the training files, their split, the tokenizer, its library's version or this repository's code"):
         changed(checkpoint, data_key="other key")
+
+
+def test_packed_rows_and_rows_by_length_are_not_one_run(tmp_path):
+    for number, (there, here) in enumerate([(True, False), (False, True)]):
+        checkpoint = write_checkpoint(tmp_path / f"checkpoint-{number}", packing=there)
+        assert changed(checkpoint, packing=there) == []
+        with pytest.raises(Refusal, match="other rows in another order; resume on the same kind of device"):
+            changed(checkpoint, packing=here)
+    assert changed(write_checkpoint(tmp_path / "checkpoint-8"), packing=True) == [], "of a time when that was not written down"
+
+
+def test_a_resume_with_other_versions_says_which(tmp_path):
+    assert changed(write_checkpoint(tmp_path / "checkpoint-8", versions=versions.installed())) == []
+    there = {**versions.installed(), "torch": "2.0.1", "gone": "1.0"}
+    (sentence,) = changed(write_checkpoint(tmp_path / "checkpoint-9", versions=there))
+    here = versions.installed()["torch"]
+    assert sentence == (
+        f"checkpoint-9 was written with other versions (torch 2.0.1 there, {here} here, gone 1.0 there, none here): "
+        "bits may differ from here on"
+    )
 
 
 def test_every_constant_that_is_judged_is_one_of_a_recipe():
     """A renamed constant would be judged no more."""
     source = "".join(path.read_text() for path in (ROOT / "recipes").glob("*.py"))
-    assert [name for name in (*resume.FIXED, *resume.HARMLESS) if not re.search(rf"^{name}\b", source, re.MULTILINE)] == []
-    assert set(resume.FIXED).isdisjoint(resume.HARMLESS)
+    judged = [*resume.FIXED, *resume.CHOOSING, *resume.HARMLESS]
+    assert [name for name in judged if not re.search(rf"^{name}\b", source, re.MULTILINE)] == []
+    assert len(set(judged)) == len(judged)
 
 
 @pytest.mark.parametrize(
