@@ -82,7 +82,7 @@ def test_killed_in_a_step_a_save_and_an_upload_it_ends_in_the_same_bits(runs):
 def test_stopped_by_signals_it_saves_the_last_step_and_ends_in_the_same_bits(runs):
     chain, found = runs["stopped"].result()
     for (code, checkpoint, said), name, evaluating in zip(found, ("SIGTERM", "SIGUSR1"), (False, True), strict=True):
-        assert code == 75 and f"{name}: stopping after step {checkpoint['step']}" in said, said
+        assert code == 75 and f"{name}: stopped after step {checkpoint['step']}" in said, said
         assert checkpoint["position"]["evaluation_due"] is evaluating
         assert "to go on: python recipes/llama32_qlora.py" in said and f"--resume-from-checkpoint {chain.run.path}/checkpoint-" in said
     assert found[-1][1]["step"] == STEPS
