@@ -33,7 +33,7 @@ class Checkpoints(TrainerCallback):
         if trainer.args.save_total_limit is not None or Path(trainer.args.output_dir) != run.path:
             raise ValueError("the trainer must leave pruning to Checkpoints (save_total_limit=None) and save into the run's directory")
         self.trainer, self.run, self.constants, self.data_key = trainer, run, constants, data_key
-        self.micro_batch = micro_batch
+        self.micro_batch, self.versions = micro_batch, versions.installed()
         self.copies = copies.Copies(run, save_total_limit, uri, keep_local, active=is_rank_0())
         self.loading = loading.Loading(trainer, run)
         self.save_plainly, trainer._save_checkpoint = trainer._save_checkpoint, self.save
@@ -141,7 +141,7 @@ class Checkpoints(TrainerCallback):
                 manifest.write(
                     directory, dict(sorted(files.items())), step=state.global_step, world_size=args.world_size, data_key=self.data_key,
                     sharded=self.trainer.is_deepspeed_enabled, optimizer=optimizer_name(self.trainer.optimizer), position=position,
-                    packing=getattr(args, "packing", False), versions=versions.installed(), constants=self.constants,
+                    packing=getattr(args, "packing", False), versions=self.versions, constants=self.constants,
                 )  # fmt: skip
                 say(f"saved {directory.name}", terminal=not sys.stderr.isatty())
                 self.copies.committed(directory, state.best_model_checkpoint)
