@@ -251,8 +251,10 @@ def changed_constants(checkpoint, constants, data_key, world_size, sharded, pack
         for n, (old, new) in changed.items()
         if n not in ("RESUME_FROM_CHECKPOINT", "RUN_NAME", accumulation)
     ]
-    here, there = versions.installed(), found.get("versions", {})
-    if others := [f"{n} {there.get(n, 'none')} there, {here.get(n, 'none')} here" for n in {**there, **here} if there and there.get(n) != here.get(n)]:
+    here = versions.installed()
+    there = found.get("versions", here)
+    others = [f"{n} {there.get(n, 'none')} there, {here.get(n, 'none')} here" for n in {**there, **here} if there.get(n) != here.get(n)]
+    if others:
         sentences.append(f"{checkpoint.name} was written with other versions ({', '.join(others)}): bits may differ from here on")
     if found["world_size"] != world_size:
         sentences.append(f"{checkpoint.name} was written by {found['world_size']} rank(s) and goes on with {world_size}: the same rows a "

@@ -122,7 +122,7 @@ class RunDirectory:
             lock = None
             warn(f"the disk of {self.path} knows no locks ({error.strerror}): nothing stops a second process from writing into this run")
         _taken[path] = lock
-        for left in self.path.glob(".regrouped-*"):  # of a start that was killed
+        for left in self.path.glob(".regrouped-*") if lock is not None else ():  # of a start that was killed
             shutil.rmtree(left, ignore_errors=True)
 
     def set_aside(self, checkpoint, why):
