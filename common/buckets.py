@@ -228,7 +228,7 @@ def _may_help(error):
     401 may pass: it is also what becomes of a login server that does not answer.
     """
     final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG)
-    if isinstance(error, Refusal) or not isinstance(error, Exception):  # Ctrl-C is no fault
+    if isinstance(error, (Refusal, ImportError)) or not isinstance(error, Exception):  # Ctrl-C is no fault
         return False
     return _status(error) != 403 and getattr(error, "errno", None) not in final
 
@@ -236,6 +236,8 @@ def _may_help(error):
 def _words(error):
     """Why, in words that repeat nothing of what a server said."""
     status, number = _status(error), getattr(error, "errno", None)
+    if isinstance(error, ImportError):
+        return f"the Python package {error.name or 'that it needs'} cannot be imported here"
     if isinstance(error, Damaged):
         return f"{error}, again and again"
     if number and isinstance(error, OSError) and not isinstance(error, ConnectionError) and type(error).__module__ == "builtins":

@@ -101,14 +101,17 @@ def restore(store, key, output_dir, step=None):
             problem = f"checkpoint-{number} could not be brought here whole: {error}"
             warn(f"{store.uri(key)}: {problem}")
             continue
-        best = None
+        best = beside = None
         try:
             best = read_json(brought / "trainer_state.json", {}).get("best_global_step")
             if best in whole and best != number:
-                _name(run, _bring(store, key, run, best), best)
+                beside = _bring(store, key, run, best)
         except Refusal as error:
             warn(f"{store.uri(key)}: checkpoint-{best}, the best one, could not be brought here whole: {error}")
-        return run, _name(run, brought, number)  # last, so that a start that is killed before this is gone on with
+        checkpoint = _name(run, brought, number)  # when all is here: a start that is killed before this is gone on with
+        if beside:
+            _name(run, beside, best)
+        return run, checkpoint
     if here is None:
         run.run.unlink(missing_ok=True)  # a run without a checkpoint would be begun anew here
     raise Refusal(f"nothing to resume from in {store.uri(key)}: {problem}")

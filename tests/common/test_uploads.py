@@ -217,6 +217,15 @@ def test_a_process_that_cannot_even_begin_says_why_and_no_secrets(tmp_path, monk
     assert "AKIA" not in said and "S3CRET" not in said
 
 
+def test_a_package_that_is_missing_there_is_named(server, tmp_path, monkeypatch):
+    (tmp_path / "gcsfs.py").write_text("import a_package_that_is_none")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    uploads = Uploads(f"gs://{BUCKET}/runs", "run")
+    uploads.submit(make(tmp_path / "checkpoint-1", files=1), "checkpoint-1")
+    assert "the Python package a_package_that_is_none cannot be imported here" in uploads.wait(timeout=15)["checkpoint-1"]
+    uploads.close()
+
+
 def test_paths_in_the_environment_mean_the_same_to_it_and_modules_lying_there_nothing(tmp_path, monkeypatch):
     for name in ("json.py", "common.py"):
         (tmp_path / name).write_text("raise SystemExit('not mine')")
