@@ -33,7 +33,7 @@ from common import hardware, manifest, versions  # noqa: E402
 MOMENTS = ("step", "save", "upload")
 ENOUGH = 15  # kills in each
 A_RUN = 12  # kills of one run, at most
-STEPS, RANK_STEPS = 40, 15  # an epoch has 12 steps
+STEPS, RANK_STEPS = 40, 25  # an epoch has 12 steps
 FEW = (*flags(RANK_STEPS), "--per-device-train-batch-size", "3")  # of two ranks: as many rows a step
 POLITE = (
     ("accumulation", signal.SIGTERM), ("evaluation", signal.SIGUSR1), ("accumulation", signal.SIGINT), ("evaluation", signal.SIGINT),
