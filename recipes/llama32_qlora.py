@@ -185,7 +185,8 @@ def main(**overrides):
     if RESUME_FROM_CHECKPOINT and not checkpoint:
         log.say(f"nothing to resume: no whole checkpoint of a run named {run_name} is in {OUTPUT_DIR}/; this run starts afresh")
     if checkpoint:
-        for sentence in resume.changed_constants(checkpoint, settings.values, data.path.name, args.world_size, ds_config is not None):
+        sharded = ds_config is not None
+        for sentence in resume.changed_constants(checkpoint, settings.values, data.path.name, args.world_size, sharded, args.packing):
             log.warn(sentence)
     with memory.advice(**settings.values):
         model, tokenizer = models.load(initial or model_name, MAX_SEQ_LENGTH, LOAD_IN_4BIT, MODEL_REVISION, GRADIENT_CHECKPOINTING)
