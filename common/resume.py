@@ -210,7 +210,7 @@ def micro_batch(checkpoint, rows):
     return manifest.read(checkpoint)["position"]["micro_batch"] if checkpoint else rows
 
 
-def changed_constants(checkpoint, constants, data_key, world_size, sharded, packing=None):
+def changed_constants(checkpoint, constants, data_key, world_size, sharded, packing):
     """Sentences about constants that are not those of `checkpoint`; `Refusal` where one changed that makes it another run.
 
     data_key: of the tokenised data; world_size: ranks of this start; sharded: under DeepSpeed; packing: whether rows are packed here.
@@ -231,7 +231,7 @@ def changed_constants(checkpoint, constants, data_key, world_size, sharded, pack
             f"the training rows are not those of {checkpoint}: the training files, their split, the tokenizer, its library's version or "
             "this repository's code that prepares them changed since, so its place in them means nothing; set that back, or start afresh"
         )
-    if packing is not None and found.get("packing", packing) != packing:
+    if found.get("packing", packing) != packing:
         ways = {True: "packed rows, as on a GPU", False: "rows grouped by length, as on a CPU"}
         raise Refusal(f"{checkpoint} was trained with {ways[not packing]}, now it would be {ways[packing]}: other rows in another order; "
                       "resume on the same kind of device, or start a new run from it with INITIAL_MODEL")  # fmt: skip
