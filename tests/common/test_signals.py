@@ -53,9 +53,7 @@ SAVING = ("--does", "save")
 QUICK = [
     # Our own parent: 75 whoever is signalled, but for SIGKILL to itself
     Case("parent", "TERM", ("top",), 75),
-    Case("parent", "INT", ("terminal",), 75),
     Case("parent", "USR1", ("everything",), 75),
-    Case("parent", "KILL", ("launch.py",), 75),
     Case("parent", "KILL", ("top",), -9),
     Case("parent", "TERM", ("top", "top"), 143, saves=False, flags=LONG),
     Case("parent", "TERM", ("top",), 75, saves=False, when="early"),
@@ -63,23 +61,25 @@ QUICK = [
     # DeepSpeed's: the runner dies of a signal, launch.py says 1; the ranks save all the same
     Case("deepspeed", "TERM", ("top",), -15),
     Case("deepspeed", "TERM", ("launch.py",), 1),
-    Case("deepspeed", "USR1", ("rank",), 75),
     # torchrun forwards SIGTERM and SIGINT and says 1; it dies of SIGUSR1
     Case("torchrun", "TERM", ("top",), 1, flags=("--save", "5"), options=("--shutdown-timeout=2",)),
-    Case("torchrun", "TERM", ("guard", "top"), 1, flags=("--save", "4")),  # its late repetition is nobody's impatience
     Case("torchrun", "TERM", ("top", "top"), 1, saves=False, flags=LONG),
-    Case("torchrun", "KILL", ("rank",), 1, saves=False),
     Case("torchrun", "KILL", ("top",), -9, saves=False, flags=HANGING),
-    Case("torchrun", "KILL", ("top",), -9, flags=SAVING),
     # One process
     Case("alone", "TERM", ("top",), 75),
     Case("alone", "INT", ("terminal",), 75),
-    Case("alone", "USR1", ("everything",), 75),
     Case("alone", "INT", ("top", "top"), 130, saves=False, flags=LONG),
-    Case("alone", "TERM", ("top", "top"), 143, saves=False, flags=HANGING),
     Case("alone", "TERM", ("top",), 75, saves=False, flags=PREPARING),
 ]
 SOAK = [
+    Case("parent", "KILL", ("launch.py",), 75),
+    Case("parent", "INT", ("terminal",), 75),
+    Case("torchrun", "TERM", ("guard", "top"), 1, flags=("--save", "4")),  # its late repetition is nobody's impatience
+    Case("torchrun", "KILL", ("rank",), 1, saves=False),
+    Case("torchrun", "KILL", ("top",), -9, flags=SAVING),
+    Case("alone", "USR1", ("everything",), 75),
+    Case("alone", "TERM", ("top", "top"), 143, saves=False, flags=HANGING),
+    Case("deepspeed", "USR1", ("rank",), 75),
     Case("parent", "INT", ("top",), 75),
     Case("parent", "USR1", ("top",), 75),
     Case("parent", "TERM", ("launch.py",), 75),

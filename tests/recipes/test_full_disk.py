@@ -59,6 +59,7 @@ def losses(run):
     return sessions
 
 
+@pytest.mark.soak
 def test_without_room_for_checkpoints_it_trains_on_and_the_final_save_is_refused_in_a_sentence(filled):
     """Room for logs, not for the 2 MB of a checkpoint, nor for the 0.7 MB of the adapter."""
     disk, code, output, _ = filled(300_000)
