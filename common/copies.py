@@ -8,7 +8,7 @@ from pathlib import Path
 from common import manifest, remote_runs, storage
 from common.log import say, warn
 from common.refusal import Refusal
-from common.run_directory import step_of
+from common.run_directory import read_json, step_of
 from common.uploads import Uploads
 
 
@@ -21,7 +21,7 @@ class Copies:
 
     def __init__(self, run, limit, uri=None, keep_local=True, active=True):
         self.run, self.limit, self.uri, self.keep_local, self.active = run, limit, uri, keep_local, active
-        self.uploads = Uploads(uri, run.path.name) if uri and active else None
+        self.uploads = Uploads(uri, run.path.name, read_json(run.run, {}).get("run_id")) if uri and active else None
         self._seen_safe = 0
 
     def begin(self, checkpoint=None):
@@ -33,6 +33,7 @@ class Copies:
                 remote_runs.abandon_newer(storage.open_store(self.uri), self.run.path.name, step_of(checkpoint))
         except storage.StorageError as error:
             warn(f"newer checkpoints of another line may still be in the store ({error}); \"auto\" on another disk would take them")
+        self._send_files()
         for _, whole in self.run.whole_checkpoints():
             self.uploads.submit(whole, whole.name)
 

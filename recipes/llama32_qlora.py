@@ -126,8 +126,7 @@ def main(**overrides):
         tokenised.encode(directory, parts, report, model_name, MODEL_REVISION, MAX_SEQ_LENGTH, BAD_ROWS, TRAIN_FILES)
 
     data = tokenised.once(prepare, TRAIN_FILES, hub.tokenizer_directory(model_name, MODEL_REVISION), weights=TRAIN_FILES,
-                          held_out=HELD_OUT, split_by=SPLIT_BY, seed=SEED, bad_rows=BAD_ROWS, max_length=MAX_SEQ_LENGTH,
-                          model_name=model_name)  # fmt: skip
+                          held_out=HELD_OUT, split_by=SPLIT_BY, seed=SEED, bad_rows=BAD_ROWS, max_length=MAX_SEQ_LENGTH)  # fmt: skip
     log.say_once(tokenised.describe(data.statistics))
     launch.prepare_process()
     launch.on_all_gpus(settings)  # several GPUs: starts one rank on each and ends here; otherwise goes on
