@@ -34,6 +34,7 @@ class Checkpoints(TrainerCallback):
             raise ValueError("the trainer must leave pruning to Checkpoints (save_total_limit=None) and save into the run's directory")
         self.trainer, self.run, self.constants, self.data_key = trainer, run, constants, data_key
         self.micro_batch, self.versions = micro_batch, versions.installed()
+        self.without_room = None  # the step whose save found no room
         self.copies = copies.Copies(run, save_total_limit, uri, keep_local, active=is_rank_0())
         self.loading = loading.Loading(trainer, run)
         self.save_plainly, trainer._save_checkpoint = trainer._save_checkpoint, self.save
@@ -63,6 +64,9 @@ class Checkpoints(TrainerCallback):
                 self.trainer._finalize_training(None, 1, time.time())
             if launch.agree(signals.requested() is not None):  # in the last step, or after it
                 self._stop(stopping.Stop())
+        if self.without_room == self.trainer.state.global_step:
+            raise Refusal(f"the training is done, but checkpoint-{self.without_room} could not be saved for lack of room, and the steps since "
+                          f"the one before it are lost. Free some space there; {self.command()} trains them again")  # fmt: skip
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.loading.loaded()
@@ -80,6 +84,7 @@ class Checkpoints(TrainerCallback):
         directory = self.run.path / f"checkpoint-{self.trainer.state.global_step}"
         best = self.trainer.state.best_model_checkpoint  # which transformers sets in the middle of its save
         if not launch.rank_0_decides(lambda: self._has_room(directory)):
+            self.without_room = self.trainer.state.global_step
             self._not_saved(best)
             return
         try:
@@ -90,6 +95,7 @@ class Checkpoints(TrainerCallback):
         except Exception as error:
             if not is_disk_full(error) or manifest.exists(directory):  # what is committed stays
                 raise
+            self.without_room = self.trainer.state.global_step
             self._disk_was_full(directory, error)
         if not launch.rank_0_decides(lambda: manifest.exists(directory)):
             self._not_saved(best)
@@ -101,8 +107,8 @@ class Checkpoints(TrainerCallback):
         needed = ROOM * sum(file.stat().st_size for path in before for file in path.rglob("*") if file.is_file()) / 1e9
         free = hardware.free_disk_gb(self.run.path)
         if free < needed:
-            warn(f"{directory.name} was not saved: it needs {needed:.3g} GB and the disk of {self.run.path} has {free:.3g} GB free; "
-                 "training goes on and the next save tries again. Free some space there")  # fmt: skip
+            warn(f"{directory.name} was not saved: it needs {hardware.size(needed)} and the disk of {self.run.path} has "
+                 f"{hardware.size(free)} free; training goes on and the next save tries again. Free some space there")  # fmt: skip
         return free >= needed
 
     def _disk_was_full(self, directory, error):
@@ -165,9 +171,12 @@ class Checkpoints(TrainerCallback):
 
     def end_resumable(self, name):
         """Wait for the uploads of what is committed and say how to go on. name: of the signal."""
-        step, whole = self.trainer.state.global_step, self.run.whole_checkpoints()
+        trainer, whole = self.trainer, self.run.whole_checkpoints()
+        step = trainer.state.global_step
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # ends the bar and the trackers
         self.run.update(status="stopped")
-        say(f"{name or 'a signal to another rank'}: stopped after step {step}")
+        said = {"SIGHUP": "the launcher is gone", None: "a signal to another rank"}
+        say(f"{said.get(name, name)}: stopped after step {step}")
         for key, why in sorted(self.copies.wait().items()):
             warn(f"{key} is not safe in the store: {why}; it is whole in {self.run.path}")
         if whole and whole[-1][0] < step:
@@ -178,7 +187,10 @@ class Checkpoints(TrainerCallback):
         """What to type to go on from the newest whole checkpoint."""
         whole = [path for _, path in self.run.whole_checkpoints()]
         command, newest = read_json(self.run.run, {}).get("command", ""), whole[-1] if whole else "auto"
-        if command.startswith("python "):
+        ranks = self.trainer.args.world_size
+        if ranks > 1 and "RECIPES_ANNOUNCED" not in os.environ:  # started by hand, as the next start must be
+            command = command.replace("python ", f"deepspeed --num_gpus={ranks} ", 1)
+        if command.startswith(("python ", "deepspeed ")):
             return f"{re.sub(' --resume-from-checkpoint[= ][^ ]+', '', command)} --resume-from-checkpoint {newest}"
         return f"the same call with resume_from_checkpoint={str(newest)!r}"
 

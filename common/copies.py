@@ -22,7 +22,7 @@ class Copies:
     def __init__(self, run, limit, uri=None, keep_local=True, active=True):
         self.run, self.limit, self.uri, self.keep_local, self.active = run, limit, uri, keep_local, active
         self.uploads = Uploads(uri, run.path.name, read_json(run.run, {}).get("run_id")) if uri and active else None
-        self._seen_safe = 0
+        self._seen_safe, self._said_failed = 0, set()
 
     def begin(self, checkpoint=None):
         """Send what an interrupted run had not; what is in the store already is not sent again. What a resume abandons is marked there."""
@@ -46,8 +46,14 @@ class Copies:
         self.prune(best)
 
     def prune_what_is_safe(self, best):
-        """`prune` where an upload has ended since; cheap enough for every step."""
-        if self.uploads and len(self.uploads.safe()) != self._seen_safe:
+        """`prune` where an upload has ended since, and say which have failed; cheap enough for every step."""
+        if not self.uploads:
+            return
+        for key, why in self.uploads.failed().items():
+            if key not in self._said_failed:
+                self._said_failed.add(key)
+                warn(f"{key} could not be stored: {why}; it is tried again at the next save and at the end")
+        if len(self.uploads.safe()) != self._seen_safe:
             self.prune(best)
 
     def prune(self, best):

@@ -130,11 +130,16 @@ def free_disk_gb(path):
     return shutil.disk_usage(path).free / 1e9
 
 
+def size(gb):
+    """10^9 bytes in words: "1.2 GB", "0.8 MB"."""
+    return f"{gb:.1f} GB" if gb >= 1 else f"{1000 * gb:.1f} MB"
+
+
 def require_disk(path, needed_gb, what):
     """Refuse to start writing `what` where the disk of `path` has less than `needed_gb` free."""
     free = free_disk_gb(path)
     if free < needed_gb:
         raise Refusal(
-            f"{what} needs {needed_gb:.1f} GB and the disk of {path} has {free:.1f} GB free; free {needed_gb - free:.1f} GB there, "
+            f"{what} needs {size(needed_gb)} and the disk of {path} has {size(free)} free; free {size(needed_gb - free)} there, "
             "or set OUTPUT_DIR to a directory on a larger disk"
         )

@@ -140,6 +140,8 @@ def save_adapter(model, tokenizer, directory, before):
     state = get_peft_model_state_dict(model)
     model.save_pretrained(directory, state_dict=state, safe_serialization=True)
     tokenizer.save_pretrained(directory)
+    for file in Path(directory).glob("*.safetensors"):
+        file.chmod((Path(directory) / "adapter_config.json").stat().st_mode)  # safetensors lets nobody else read its files
     check_adapter(directory, len(state))
 
 

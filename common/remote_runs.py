@@ -85,14 +85,16 @@ def restore(store, key, output_dir, step=None):
 
     Raises `Refusal` where there is none, or another run of that name is here. Without the best one a run can go on.
     """
-    run = RunDirectory(Path(output_dir) / key)
+    run, whole = RunDirectory(Path(output_dir) / key), steps(store, key)
+    if not whole:
+        raise Refusal(f"nothing to resume from in {store.uri(key)}: it holds no committed checkpoint; name a run's directory in the store, "
+                      "or one of its checkpoint-N")  # fmt: skip
     run.take()
-    whole = steps(store, key)
     there, here = facts(store, key), read_json(run.run)
     if here is not None and here.get("run_id") != there.get("run_id"):
         raise Refusal(f"{run.path} is another run than {store.uri(key)}; move one of them away, or set OUTPUT_DIR")
-    problem = "it holds no committed checkpoint; name a run's directory in the store, or one of its checkpoint-N"
-    if here is None and whole:
+    problem = ""
+    if here is None:
         _bring_files(store, key, run)  # first, so that whose the checkpoints are is known whatever happens then
     for number in reversed(whole) if step is None else [step]:
         try:

@@ -67,8 +67,10 @@ def open_run(output_dir, name, resume=None, uri=None):
         run, checkpoint = _newest_here(output_dir, name)
         if store:
             run, checkpoint = _newer_in_store(store, output_dir, name, run, checkpoint)
-        if run:
+        if run and (checkpoint or not run.final_model.exists()):
             return run, checkpoint
+        if run:
+            warn(f"no checkpoint of {run.path} is whole, so there is nothing to resume; what it trained stays, and this run takes another name")
     elif resume is not None:
         if "://" in resume:
             source, key, step = remote_runs.named(resume)
@@ -210,6 +212,17 @@ def micro_batch(checkpoint, rows):
     return manifest.read(checkpoint)["position"]["micro_batch"] if checkpoint else rows
 
 
+def require_fixed(found, constants):
+    """`Refusal` where a constant that makes it another run is not that of the manifest `found`; None asks nothing."""
+    before = found["constants"] if found else {}
+    for name in FIXED:
+        if name in constants and name in before and before[name] != constants[name]:
+            raise Refusal(
+                f"checkpoint-{found['step']} was trained with {name} = {before[name]!r}, now it is {constants[name]!r}; a resume keeps it: set "
+                "it back, or start a new run (INITIAL_MODEL goes on from a saved model)"
+            )
+
+
 def changed_constants(checkpoint, constants, data_key, world_size, sharded, packing):
     """Sentences about constants that are not those of `checkpoint`; `Refusal` where one changed that makes it another run.
 
@@ -217,15 +230,9 @@ def changed_constants(checkpoint, constants, data_key, world_size, sharded, pack
     Ranks x accumulation must stay: a step has the same rows.
     """
     found = manifest.read(checkpoint)
+    require_fixed(found, constants)
     before = found["constants"]
     changed = {n: (before[n], v) for n, v in constants.items() if n in before and before[n] != v}
-    for name in FIXED:
-        if name in changed:
-            old, new = changed[name]
-            raise Refusal(
-                f"{checkpoint} was trained with {name} = {old!r}, now it is {new!r}; a resume keeps it: set it back, or start a new run "
-                "(INITIAL_MODEL goes on from a saved model)"
-            )
     if found["data_key"] != data_key:
         raise Refusal(
             f"the training rows are not those of {checkpoint}: the training files, their split, the tokenizer, its library's version or "

@@ -116,6 +116,7 @@ def _take(number, frame, direct=True):
 
 
 def _leave(number):
+    _say(f"{signal.Signals(number).name} again: ended at once; what is committed is whole, --resume-from-checkpoint auto goes on from it")
     report(128 + number)
     if _before_leaving is not None:
         _before_leaving()
@@ -132,10 +133,19 @@ def _leave_where_stuck(wake):
         number = wake.recv(1)[0]
         now = time.monotonic()
         if number in POLITE:
+            if first is None and _politely:
+                _say(f"{signal.Signals(number).name}: stopping after this micro-batch, then saving; again after {REPEAT:g} s ends unsaved")
             first = first or _first or now
             if now - first > REPEAT:
                 time.sleep(1)  # the main thread, if it can
                 _leave(number)
+
+
+def _say(text):
+    """On rank 0, or in the parent of ranks that it announces for; past Python's own streams, which may be in use."""
+    if os.environ.get("RANK", "0") == "0" and "RECIPES_ANNOUNCED" not in os.environ:
+        with suppress(OSError):
+            os.write(2, f"\n{text}\n".encode())
 
 
 def _forget():

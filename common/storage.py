@@ -73,7 +73,7 @@ class Store(Objects):
         """
         text = self.read(_join(key, manifest.NAME))
         if text is None:
-            raise Refusal(f"{self.uri(key)} has no {manifest.NAME}, which is written last: its upload was not finished; take another one")
+            raise Refusal(f"{self.uri(key)} has no {manifest.NAME}: it is not there, or its upload was not finished; take another one")
         found = manifest.parse(text, self.uri(_join(key, manifest.NAME)))
         self._fetch(key, directory, found["files"], progress)
         manifest.write_whole(Path(directory) / manifest.NAME, text)

@@ -106,6 +106,7 @@ def main(**overrides):
     resume.check(run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)  # a wrong name, path or key is said now
     ds_config = None  # one process needs no ZeRO, unless it goes on from what several wrote
     before = resume.peek(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)
+    resume.require_fixed(before, settings.values)
     if launch.is_distributed() or (before and before["sharded"]):
         ds_config = zero.check(DS_CONFIG, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
                                train_micro_batch_size_per_gpu=PER_DEVICE_TRAIN_BATCH_SIZE, bf16__enabled=True)  # fmt: skip

@@ -141,6 +141,7 @@ def metrics_lines(steps=150, every=2, seed=7):
 
 RUN = {
     "run_id": "3f1c09a2b7d84e65",
+    "asked_name": "llama32_qlora_tiny",
     "started": "2026-11-20T11:30:00+00:00",
     "recipe": "llama32_qlora",
     "model_name": CONSTANTS["MODEL_NAME"],
