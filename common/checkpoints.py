@@ -65,8 +65,8 @@ class Checkpoints(TrainerCallback):
             if launch.agree(signals.requested() is not None):  # in the last step, or after it
                 self._stop(stopping.Stop())
         if self.without_room == self.trainer.state.global_step:
-            raise Refusal(f"the training is done, but checkpoint-{self.without_room} could not be saved for lack of room, and the steps since "
-                          f"the one before it are lost. Free some space there; {self.command()} trains them again")  # fmt: skip
+            raise Refusal(f"the training is done, but checkpoint-{self.without_room} could not be saved for lack of room, and the steps "
+                          f"since the one before it are lost. Free some space there; {self.command()} trains them again")  # fmt: skip
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.loading.loaded()

@@ -70,7 +70,7 @@ def open_run(output_dir, name, resume=None, uri=None):
         if run and (checkpoint or not run.final_model.exists()):
             return run, checkpoint
         if run:
-            warn(f"no checkpoint of {run.path} is whole, so there is nothing to resume; what it trained stays, and this run takes another name")
+            warn(f"no checkpoint of {run.path} is whole, so nothing can be resumed; what it trained stays, this run takes another name")
     elif resume is not None:
         if "://" in resume:
             source, key, step = remote_runs.named(resume)
@@ -218,8 +218,8 @@ def require_fixed(found, constants):
     for name in FIXED:
         if name in constants and name in before and before[name] != constants[name]:
             raise Refusal(
-                f"checkpoint-{found['step']} was trained with {name} = {before[name]!r}, now it is {constants[name]!r}; a resume keeps it: set "
-                "it back, or start a new run (INITIAL_MODEL goes on from a saved model)"
+                f"checkpoint-{found['step']} was trained with {name} = {before[name]!r}, now it is {constants[name]!r}; a resume keeps it: "
+                "set it back, or start a new run (INITIAL_MODEL goes on from a saved model)"
             )
 
 

@@ -270,7 +270,7 @@ def test_without_room_training_goes_on_and_the_unsaved_one_is_not_the_best(run, 
     monkeypatch.setattr(hardware, "free_disk_gb", lambda path: 1e-9)
     save(kept, 2, 0.1)
     assert steps(run) == [1] and best(kept) == (1, 0.9, "checkpoint-1") and not (run.path / "checkpoint-2").exists()
-    assert re.match(r"checkpoint-2 was not saved: it needs \S+ GB and the disk of .* training goes on and the next save tries", said[0])
+    assert re.match(r"checkpoint-2 was not saved: it needs \S+ MB and the disk of .* training goes on and the next save tries", said[0])
     monkeypatch.undo()
     save(kept, 3, 0.5)
     assert steps(run) == [1, 3] and best(kept) == (3, 0.5, "checkpoint-3")

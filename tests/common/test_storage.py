@@ -275,7 +275,7 @@ def test_another_directory_of_the_same_name_takes_the_manifest_away_first(server
 
 def test_an_unfinished_upload_is_refused(server, store, prefix, tmp_path):
     server.put(f"{prefix}/run/a.bin", b"content")
-    with pytest.raises(Refusal, match="has no manifest.json, which is written last"):
+    with pytest.raises(Refusal, match="has no manifest.json: it is not there, or its upload was not finished"):
         store.download_directory("run", tmp_path / "back")
 
 
