@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import uuid
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -165,12 +166,20 @@ def create(fs, scheme, path, data):
     if scheme != "file":
         fs.pipe_file(path, data, mode="create")  # ifGenerationMatch=0 of GCS, If-None-Match of S3: the server decides
         return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "xb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    manifest.sync_directory(Path(path).parent)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        manifest.write_whole(whole, data)
+        os.link(whole, path)  # whoever finds the name finds the content
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links
+        with path.open("xb") as out:
+            out.write(data)
+    finally:
+        whole.unlink(missing_ok=True)
+    manifest.sync_directory(path.parent)
 
 
 def persist(what, operation, patience, size=0, sentence=None):

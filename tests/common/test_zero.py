@@ -88,7 +88,7 @@ def test_regrouping_asks_for_the_disk_that_it_will_take_first(tmp_path, monkeypa
     checkpoint = write_checkpoint(tmp_path / "run" / "checkpoint-8", world_size=2, sharded=True)
     before = contents(tmp_path)
     monkeypatch.setattr(zero.hardware, "free_disk_gb", lambda path: 8.9e-6)  # the checkpoint has 9 kB and a little
-    with pytest.raises(Refusal, match="regrouping .*checkpoint-8 for 3 rank.s. needs .* GB and the disk of .* has"):
+    with pytest.raises(Refusal, match="regrouping .*checkpoint-8 for 3 rank.s. needs .* MB and the disk of .* has"):
         zero.regroup(checkpoint, 3)
     assert contents(tmp_path) == before
 
