@@ -14,17 +14,11 @@ from example_checkpoints import contents, flip
 from example_training import CONSTANTS, training
 from user_commands import ROOT
 
-from common import checkpoints, hardware, log, manifest, resume
+from common import checkpoints, hardware, manifest, resume
 from common.refusal import Refusal
 from common.run_directory import RunDirectory, read_json
 
-
-@pytest.fixture(autouse=True)
-def said():
-    """The warnings of the test."""
-    log.close()
-    yield log.warnings
-    log.close()
+pytestmark = pytest.mark.usefixtures("said")
 
 
 @pytest.fixture

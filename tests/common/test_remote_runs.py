@@ -8,26 +8,11 @@ from functools import partial
 import pytest
 from example_checkpoints import contents, flip, run_id, store_run, write_checkpoint, write_run
 
-from common import log, manifest, remote_runs, resume, storage
-from common.buckets import Patience
+from common import manifest, remote_runs, resume, storage
 from common.refusal import Refusal
 from common.run_directory import RunDirectory
 
-HASTY = Patience(attempts=2, first_wait=0.01, longest_wait=0.02)  # a directory does not recover
-
-
-@pytest.fixture(autouse=True)
-def said():
-    """The warnings of the test."""
-    log.close()
-    yield log.warnings
-    log.close()
-
-
-@pytest.fixture
-def uri(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "open_store", partial(storage.open_store, patience=HASTY))
-    return f"file://{tmp_path}/store"
+pytestmark = pytest.mark.usefixtures("said")
 
 
 @pytest.fixture

@@ -12,29 +12,15 @@ from pathlib import Path
 import pytest
 from example_checkpoints import CONSTANTS, contents, flip, run_id, store_run, write_checkpoint, write_run
 
-from common import log, manifest, remote_runs, resume, storage, versions
-from common.buckets import Patience
+from common import manifest, remote_runs, resume, storage, versions
 from common.refusal import Refusal
 from common.resume import open_run
 from common.run_directory import RunDirectory, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
-HASTY = Patience(attempts=2, first_wait=0.01, longest_wait=0.02)  # a store that is a directory does not recover
 
 
-@pytest.fixture(autouse=True)
-def said():
-    """The warnings of the test."""
-    log.close()
-    yield log.warnings
-    log.close()
-
-
-@pytest.fixture
-def uri(tmp_path, monkeypatch):
-    """A store in a directory."""
-    monkeypatch.setattr(storage, "open_store", partial(storage.open_store, patience=HASTY))
-    return f"file://{tmp_path}/store"
+pytestmark = pytest.mark.usefixtures("said")
 
 
 def names(path, prefix):

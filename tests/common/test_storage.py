@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from object_store import BUCKET, KINDS, ObjectStore, environment, free_port
+from object_store import BUCKET, KINDS, environment, free_port
 
 from common import buckets, manifest, storage
 from common.buckets import Patience
@@ -22,12 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PART = 1 << 18
 HASTY = Patience(connect=2, stall=0.5, request=3, request_attempts=3, attempts=20, total=60, first_wait=0.01, longest_wait=0.05)
 RESIGNED = Patience(connect=2, stall=0.5, request=3, request_attempts=2, attempts=2, total=20, first_wait=0.01, longest_wait=0.05)
-
-
-@pytest.fixture(scope="module")
-def server():
-    with ObjectStore() as running, environment(**running.environment):
-        yield running
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from object_store import BUCKET, ObjectStore, environment, wait_until
+from object_store import BUCKET, wait_until
 
 from common import manifest
 from common.refusal import Refusal
@@ -20,12 +20,6 @@ from common.uploads import Uploads
 
 ROOT = Path(__file__).resolve().parents[2]
 STALLED = "stalled upload"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with ObjectStore() as running, environment(**running.environment):
-        yield running
 
 
 @pytest.fixture
