@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from compared_runs import differences  # noqa: E402
-from interrupted_runs import Chain, flags  # noqa: E402
+from interrupted_runs import Chain, flags, uninterrupted  # noqa: E402
 from slow_store import Store  # noqa: E402
 
 from common import hardware, manifest, versions  # noqa: E402
@@ -206,7 +206,7 @@ def run(home, seconds, seed, say=lambda text: None):
     """The rows of all runs; what was not reached within `seconds` is left out, and whoever is on the way then is let through to its end."""
     start = time.monotonic()
     with ThreadPoolExecutor(2) as pool:  # one core each
-        whole = pool.submit(_whole, home)
+        whole = pool.submit(uninterrupted, home, flags(STEPS))
         kills = Kills(home, whole, seed, start + 0.55 * seconds, say)
         jobs = [pool.submit(kills.work), pool.submit(kills.work)]
         jobs += [pool.submit(stopped, home, whole, moments, name) for moments, name in ((POLITE, "stopped"), ((LAST,), "stopped-last"))]
@@ -214,13 +214,6 @@ def run(home, seconds, seed, say=lambda text: None):
         rows = [row for job in jobs for row in (job.result() if isinstance(job.result(), list) else [job.result()])]
     rows.append(two_ranks(home, start + 0.9 * seconds, say))
     return rows, time.monotonic() - start
-
-
-def _whole(home):
-    chain = Chain(home, "whole", flags(STEPS))
-    chain.resume()
-    chain.finish()
-    return chain
 
 
 def proven(rows):

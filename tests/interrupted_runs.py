@@ -45,6 +45,14 @@ def flags(steps):
     )  # fmt: skip
 
 
+def uninterrupted(home, flags):
+    """The chain of a run that nothing stops."""
+    chain = Chain(home, "whole", flags)
+    chain.resume()
+    chain.finish()
+    return chain
+
+
 class Chain:
     """One run of the recipe below `home`, of which each session ends at a chosen moment. ranks: above 1 under `deepspeed`."""
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from compared_runs import differences
-from interrupted_runs import Chain, flags
+from interrupted_runs import Chain, flags, uninterrupted
 from slow_store import Store
 from user_commands import ROOT
 
@@ -23,10 +23,7 @@ STEPS = 20  # an epoch has 12
 
 def whole(home):
     """The run that nothing stops."""
-    chain = Chain(home, "whole", flags(STEPS))
-    chain.resume()
-    chain.finish()
-    return chain
+    return uninterrupted(home, flags(STEPS))
 
 
 def killed(home):
