@@ -54,19 +54,28 @@ KNOWN = {
 
 def ensure(name):
     """The directory of the embedded model `name`, built first where the cache has none; `Refusal` for an unknown name."""
-    if name not in KNOWN:
-        raise Refusal(f"there is no embedded model {name!r}; known are {', '.join(KNOWN)}")
-    tiny, start = KNOWN[name], time.time()
-    digest = hashlib.sha256(json.dumps(asdict(tiny)).encode() + Path(__file__).read_bytes())
-    for file in ("base_prose.txt", "base_chats.jsonl"):
-        digest.update((SAMPLES / file).read_bytes())
-    path = cache.root() / "tiny_models" / f"{name}-{digest.hexdigest()[:12]}"
+    path, tiny, start = _path(name), KNOWN[name], time.time()
     if not path.is_dir():
         say(f"building {name} once: {tiny.steps} steps of pretraining on {SAMPLES.name}/base_prose.txt and base_chats.jsonl")
     built, loss = cache.build_once(path, lambda directory: build(tiny, directory))
     if built:
         say(f"{name} built in {time.time() - start:.0f} s, last pretraining loss {loss:.2f}")
     return str(path)
+
+
+def find(name):
+    """The directory of the embedded model `name`, None where it is not built yet; `Refusal` for an unknown name."""
+    path = _path(name)
+    return str(path) if path.is_dir() else None
+
+
+def _path(name):
+    if name not in KNOWN:
+        raise Refusal(f"there is no embedded model {name!r}; known are {', '.join(KNOWN)}")
+    digest = hashlib.sha256(json.dumps(asdict(KNOWN[name])).encode() + Path(__file__).read_bytes())
+    for file in ("base_prose.txt", "base_chats.jsonl"):
+        digest.update((SAMPLES / file).read_bytes())
+    return cache.root() / "tiny_models" / f"{name}-{digest.hexdigest()[:12]}"
 
 
 def build(tiny, directory):

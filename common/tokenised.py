@@ -18,6 +18,7 @@ from common.run_directory import read_json, write_json
 TOKENIZER_FILES = ("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
 PACKAGES = ("transformers", "tokenizers")  # whose versions tokenise
 MODULES = ("chat_rows.py", "chat_text.py", "mixing.py", "tokenised.py")  # whose change may change what is stored
+LOOKED_AT = 10**9  # bytes of data that `find` reads to tell whether a cache is theirs: most of a second
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,18 @@ class Tokenised:
     def validation(self):
         """None where nothing is held out."""
         return self._load("validation") if (self.path / "validation").is_dir() else None
+
+    def lengths(self):
+        """Tokens of every training row, int32 [rows], in the order of the rows. Reads one column, without `datasets`."""
+        import numpy as np
+        import pyarrow
+
+        shards = []
+        for file in read_json(self.path / "train" / "state.json")["_data_files"]:
+            with pyarrow.memory_map(str(self.path / "train" / file["filename"])) as content:
+                batches = pyarrow.ipc.open_stream(content)
+                shards += [batch.column("length").to_numpy() for batch in batches]
+        return np.concatenate(shards)
 
     @property
     def statistics(self):
@@ -58,10 +71,23 @@ def once(build, files, model, **settings):
     transformers and tokenizers, and the source of `build` and of the modules it calls. It is the same on every machine, so
     that a run may go on elsewhere: no setting may hold a path of this one. See `cache.build_once`.
     """
-    path = cache.root() / "tokenised" / _key(build, files, model, settings)
+    path = _path(build, files, model, settings)
     built, _ = cache.build_once(path, build)
     say(f"tokenised data {'written to' if built else 'found in'} {_short(path)}")
     return Tokenised(path)
+
+
+def find(build, files, model, **settings):
+    """The `Tokenised` that `once` would find for the same arguments, or None; builds nothing.
+
+    None as well where the tokenizer or one of the files is not there, and where the files have more than `LOOKED_AT` bytes:
+    to tell whether a cache is theirs they would have to be read.
+    """
+    there = model and Path(model).is_dir() and all(Path(file).is_file() for file in files)
+    if not there or not (cache.root() / "tokenised").is_dir() or sum(Path(file).stat().st_size for file in files) > LOOKED_AT:
+        return None
+    path = _path(build, files, model, settings)
+    return Tokenised(path) if path.is_dir() else None
 
 
 def encode(directory, parts, report, model, revision, max_length, bad_rows, weights):
@@ -191,6 +217,10 @@ def _write_rows(path, rows):
         for row in rows:
             held_out = {"id": row.id, "group": row.group, "topics": row.topics, "messages": row.messages}
             out.write(json.dumps(held_out, ensure_ascii=False) + "\n")
+
+
+def _path(build, files, model, settings):
+    return cache.root() / "tokenised" / _key(build, files, model, settings)
 
 
 def _key(build, files, model, settings):
