@@ -42,7 +42,7 @@ def known(name, names, found):
 
 
 def nearest(name, names):
-    """"; the nearest is X", or nothing where no name is near."""
+    """The end of a sentence, "; the nearest is X", or nothing where no name is near."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; the nearest is {close[0]}" if close else ""
 
