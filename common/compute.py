@@ -1,78 +1,202 @@
-"""What a step computes and sends: FLOPs, bytes, and the seconds they take. Counted from a model's dimensions, no torch.
+"""What a step computes and sends: FLOPs, bytes, and the seconds they take. Counted from a model's dimensions, without torch.
 
 A multiplication and an addition are two FLOPs. Matrix products are counted, as torch.utils.flop_counter does; biases, norms,
-activations, softmax and the optimiser are not: they are bound by memory, not by arithmetic. NF4 weights are multiplied in 16 bit, so
-QLoRA computes what LoRA does. The counts are for one GPU, given the tokens of that GPU.
+activations, softmax and the optimiser are not: memory bounds them, not arithmetic. NF4 weights are multiplied in 16 bit, so QLoRA
+computes what LoRA does. Everything is of one GPU: give the tokens that one GPU computes.
 """
 
 import json
 from pathlib import Path
 
-MEASURED = Path(__file__).parent.parent / "bench" / "results" / "gpu.json"  # {"utilisation": {"qlora": {"H200": 0.41}}}
-UTILISATION = {  # share of the peak, of all FLOPs executed, recomputation included; used where bench/results/gpu.json has no measurement
-    "pretraining": (0.42, "MosaicML's 1.3B on H100: 41.8 %"),
-    "full": (0.38, "MosaicML's 30B on H100 under FSDP: 38.1 %"),
-    "lora": (0.40, "NeMo's Llama-3-8B on H100: 402 TFLOP/s"),
-    "qlora": (0.38, "torchtune's Llama-3.2-3B on A100: 8,035 tokens/s"),
+from common.dimensions import ATTENTION, MLP
+from common.refusal import Refusal
+
+MEASURED = Path(__file__).resolve().parent.parent / "bench" / "results" / "gpu.json"  # {"utilisation": {"qlora": {"H200": 0.41}}}
+UTILISATION = {  # {kind of work: {GPU: share of its peak that all executed FLOPs reach, published run}}; the first stands for other GPUs
+    "pretraining": {"H100": (0.39, "MosaicML, 1.3B on 8 H100: 45,455 tokens/s a GPU")},
+    "full": {"H100": (0.50, "MosaicML, 30B on 8 H100, sharded and checkpointed: 2,002 tokens/s a GPU")},
+    "lora": {
+        "H100": (0.43, "NeMo AutoModel, Llama 3 8B on one H100: 12,473 tokens/s"),
+        "A100": (0.51, "torchtune, Llama 3.2 3B on one A100: 8,210 tokens/s"),
+    },
+    "qlora": {
+        "H100": (0.42, "NeMo AutoModel's LoRA on one H100, less the 2 % that QLoRA costs torchtune"),
+        "A100": (0.50, "torchtune, Llama 3.2 3B on one A100: 8,035 tokens/s"),
+    },
 }
 MAX_REUSE_DISTANCE = 1e9  # parameters; DeepSpeed's stage3_max_reuse_distance: what is needed again within it stays gathered
 
 
 def attended_length(lengths):
-    """Mean positions in the square that a token attends within: sum(l^2) / sum(l) over the rows, packed or not, in tokens."""
+    """Mean length of the row that a token attends in, in tokens: sum(l^2) / sum(l) over the rows, packed ones each by itself."""
     return sum(length * length for length in lengths) / max(sum(lengths), 1)
 
 
 def forward_flops(model, tokens, attended_length, with_head=True, causal=True):
     """FLOPs of one forward pass of the `Dimensions` over `tokens` tokens.
 
-    Every weight of a matrix costs 2 FLOPs a token: 2 x (linear weights + output layer). Attention costs 2 x 2 x query size for each
-    position that a token's query meets, once in QK^T and once in AV. attended_length: see the function of that name; a `causal` kernel
-    (flash, or sdpa without a mask) skips the half above the diagonal and computes (attended_length + 1) / 2 of it.
+    Each weight of a matrix costs 2 FLOPs a token, the output layer's too. Attention costs 2 x 2 x query size for each position that a
+    query meets: once in QK^T, once in AV. `attended_length`: tokens of the row, see `attended_length()`. A `causal` kernel (flash, or
+    sdpa without a mask) leaves out what lies above the diagonal and computes (attended_length + 1) / 2 positions; others compute all.
     """
-    head = with_head * 2 * tokens * model.vocab_size * model.hidden_size
-    return 2 * tokens * model.linear_parameters() + model.num_hidden_layers * _attention(model, tokens, attended_length, causal) + head
-
-
-def _attention(model, tokens, attended_length, causal):
-    """QK^T and AV of one layer, forward. Grouped queries change nothing: each query head meets every position."""
-    return 2 * 2 * tokens * model.query_size * ((attended_length + 1) / 2 if causal else attended_length)
+    layers = 2 * tokens * model.linear_parameters() + model.num_hidden_layers * _attention(model, tokens, attended_length, causal)
+    return layers + with_head * _head(model, tokens)
 
 
 def step_flops(
     model, tokens, attended_length, lora_r=0, target_modules=(), gradient_checkpointing="none", trains_base=None, trains_embeddings=None,
     loss="whole", labelled_tokens=None, causal=True, flash=True, use_reentrant=True, tiled_mlp=False,
 ):  # fmt: skip
-    """FLOPs of forward and backward over `tokens` tokens of one GPU, by part, as {part: FLOPs}.
+    """FLOPs of forward and backward over `tokens` tokens: {"forward", "backward", "recomputation", "total", "model"}.
 
-    "forward" and "backward" are what the method needs, "recomputation" is what is computed again to save memory, "total" their sum and
-    "model" forward + backward: what model FLOPs utilisation counts.
+    "model" is forward + backward, what model FLOPs utilisation counts; "recomputation" is computed again only to save memory.
+    lora_r, target_modules: an adapter A [r, in], B [out, r] on each named matrix, the base frozen; lora_r 0 trains everything.
+    trains_base, trains_embeddings (with the output layer): say otherwise. gradient_checkpointing "true", "unsloth": each layer is
+    computed once more, without its last product where `use_reentrant` is False, because PyTorch stops there.
+    loss "whole", "unsloth": logits of all tokens, once (Unsloth's fused loss takes the gradient in the forward pass); "chunked"
+    (TRL's): of the `labelled_tokens` alone, twice. flash: its backward computes QK^T again, 2.5 times the forward's attention, and plain
+    products 2 times. tiled_mlp (Unsloth's, ALST's): each MLP is computed once more in its backward.
     """
     trains_base = not lora_r if trains_base is None else trains_base
-    forward = forward_flops(model, tokens, attended_length, causal=causal)
-    return {"forward": forward, "backward": 2 * forward, "recomputation": 0, "model": 3 * forward, "total": 3 * forward}
+    trains_embeddings = trains_base if trains_embeddings is None else trains_embeddings
+    layers, checkpoints = model.num_hidden_layers, gradient_checkpointing != "none"
+    attention = _attention(model, tokens, attended_length, causal)
+    head = _head(model, tokens if loss != "chunked" or labelled_tokens is None else labelled_tokens)
+    ranks = dict.fromkeys(target_modules, lora_r) if lora_r else {}
+    products = {
+        name: 2 * tokens * (rows * columns + ranks.get(name, 0) * (rows + columns)) for name, (rows, columns) in model.matrices().items()
+    }
+    layer = sum(products.values()) + attention
+
+    # Nothing before the first layer is trained by LoRA, but with checkpointing PEFT and Unsloth make its inputs need gradients.
+    first = trains_base or trains_embeddings or checkpoints
+    backward = _layer_backward(model, tokens, attention, ranks, trains_base, first, flash)
+    backward += (layers - 1) * _layer_backward(model, tokens, attention, ranks, trains_base, True, flash) + head * (1 + trains_embeddings)
+
+    again = checkpoints * layer
+    if checkpoints and not use_reentrant:
+        again -= 2 * tokens * model.hidden_size * (ranks.get("down_proj") or model.intermediate_size)
+    if tiled_mlp:
+        again += sum(products[name] for name in MLP if name in products)
+    forward, recomputation = layers * layer + head, layers * again + (head if loss == "chunked" else 0)
+    return {"forward": forward, "backward": backward, "recomputation": recomputation, "total": forward + backward + recomputation,
+            "model": forward + backward}  # fmt: skip
+
+
+def _head(model, tokens):
+    return 2 * tokens * model.vocab_size * model.hidden_size
+
+
+def _attention(model, tokens, attended_length, causal):
+    """QK^T and AV of one layer. Grouping changes nothing: every query head meets every position."""
+    return 2 * 2 * tokens * model.query_size * ((attended_length + 1) / 2 if causal else attended_length)
+
+
+def _layer_backward(model, tokens, attention, ranks, trains_base, input_gradients, flash):
+    """FLOPs of the gradients in one layer. A product is differentiated by its input only where the input, or what made it, is trained."""
+    shapes = model.matrices()
+
+    def matrix(name, needed):
+        rows, columns = shapes[name]
+        base, adapter = rows * columns * (needed + trains_base), 0
+        if r := ranks.get(name):  # by B and by Ax, by A and by x
+            adapter = r * (2 * rows + (1 + needed) * columns)
+        return 2 * tokens * (base + adapter)
+
+    def trained(*names):
+        return trains_base or any(name in ranks for name in names)
+
+    query, key, value = (input_gradients or trained(name) for name in ATTENTION[:3])
+    attended = query or key or value
+    middle = input_gradients or attended or trained("o_proj")  # the residual stream after attention
+    wide = middle or trained("gate_proj", "up_proj")
+    needed = dict.fromkeys(ATTENTION[:3], input_gradients) | {"o_proj": attended, "gate_proj": middle, "up_proj": middle, "down_proj": wide}
+    # Half of `attention` is one product. Backward has dQ, dK, dV and that of the scores; the flash kernel makes all and QK^T once more.
+    kernels = 5 * attended if flash else query + key + value + (query or key)
+    return kernels * attention / 2 + sum(matrix(name, needed[name]) for name in shapes)
 
 
 def utilisation(method, accelerator):
-    """(share of the GPU's peak that the work reaches, where the number comes from), for a `method` of UTILISATION on a GPU's name."""
-    return UTILISATION[method]
+    """(share of the peak that a step's FLOPs reach, where the number comes from).
+
+    method: "pretraining", "full", "lora" or "qlora"; accelerator: a name such as "H200". Measured on that GPU where
+    bench/results/gpu.json says so, else a published run, on that GPU or on an H100. Raises `Refusal` for a file that cannot be read or says no such share.
+    """
+    try:
+        measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
+        found = measured.get("utilisation", {}).get(method, {}).get(accelerator)
+        if found is not None and not 0 < found <= 1:
+            raise ValueError(f"{found!r} is no share between 0 and 1")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        form = '{"utilisation": {"qlora": {"H200": 0.41}}}'
+        raise Refusal(f"{MEASURED} is not of the form {form}: {error}; mend or remove it") from None
+    if found:
+        return found, f"measured on {accelerator}, bench/results/gpu.json"
+    published = UTILISATION[method]
+    return next((share for name, share in published.items() if accelerator.startswith(name)), next(iter(published.values())))
 
 
 def communication_bytes(
     zero_stage, gpus, trained_parameters, base_parameters=0, gradient_accumulation_steps=1, recomputes=True, layer_parameters=0,
-    sequence_parallel_size=1, sequence_parallel_values=0,
+    bytes_per_value=2,
 ):  # fmt: skip
-    """Bytes one GPU sends in an optimiser step, by part, as {"gradients", "weights", "sequence", "total"}."""
-    return {"gradients": 0, "weights": 0, "sequence": 0, "total": 0}
+    """Bytes that one GPU sends in an optimiser step: {"gradients", "weights", "total"}.
+
+    A ring over N GPUs sends (N-1)/N of the values to gather or to reduce-scatter them, twice that to all-reduce them (ZeRO paper,
+    section 7). 0: gradients all-reduced once a step. 1, 2: DeepSpeed 0.19.8 all-reduces them too, in buckets of which each rank keeps
+    its part (use_multi_rank_bucket_allreduce), where the paper reduce-scatters: once a step in stage 1, in each micro-batch in stage 2;
+    then the updated weights are gathered. 3: in each micro-batch all weights, frozen ones too (`base_parameters`), are gathered for
+    forward and for backward, and gradients reduce-scattered. Recomputing gathers once more only where a layer (`layer_parameters`) is
+    so large that its weights are let go before its backward.
+    """
+    ring, steps = (gpus - 1) / gpus * bytes_per_value, gradient_accumulation_steps
+    reduced = {0: 2, 1: 2, 2: 2 * steps, 3: steps}[zero_stage]
+    gradients, weights = reduced * ring * trained_parameters, 0
+    if zero_stage == 3:
+        gathers = 3 if recomputes and 2 * layer_parameters > MAX_REUSE_DISTANCE else 2
+        weights = steps * gathers * ring * (trained_parameters + base_parameters)
+    elif zero_stage:
+        weights = ring * trained_parameters
+    return {"gradients": gradients, "weights": weights, "total": gradients + weights}
+
+
+def sequence_parallel_bytes(model, tokens, sequence_parallel_size, recomputes=True, bytes_per_value=2):
+    """Bytes one GPU sends for Ulysses sequence parallelism over the `tokens` that it holds itself (DeepSpeed's ulysses_sp.py).
+
+    Each layer exchanges queries, keys, values and the attention's output all to all, sending (P-1)/P of them, in the forward pass, in the
+    backward pass and in recomputation. Where there are fewer key heads than GPUs, keys and values are repeated to one head a GPU.
+    """
+    kv_heads = max(model.num_key_value_heads, sequence_parallel_size)
+    values = 2 * (model.num_attention_heads + kv_heads) * model.head_dim
+    passes = 3 if recomputes else 2
+    share = (sequence_parallel_size - 1) / sequence_parallel_size
+    return passes * model.num_hidden_layers * tokens * values * share * bytes_per_value
 
 
 def step_seconds(flops, accelerator_peak_tflops, utilisation, sent_bytes=0, link_gb_per_s=None, overlapped=True):
-    """{"compute", "communication", "total"} in seconds. Overlapped communication hides behind computation, else it adds to it."""
+    """{"compute", "communication", "total"} in seconds, for all FLOPs that a step executes and all bytes that one GPU sends.
+
+    `overlapped` communication hides behind computation and the longer of both counts; else they add up. A `utilisation` that was
+    measured on several GPUs holds their communication already.
+    """
     compute = flops / (accelerator_peak_tflops * 1e12 * utilisation)
     communication = sent_bytes / (link_gb_per_s * 1e9) if sent_bytes else 0.0
-    return {"compute": compute, "communication": communication, "total": max(compute, communication) if overlapped else compute + communication}
+    total = max(compute, communication) if overlapped else compute + communication
+    return {"compute": compute, "communication": communication, "total": total}
 
 
 def optimizer_seconds(weight_bytes, state_bytes, gradient_bytes, memory_gb_per_s):
-    """Seconds of one optimiser step on the GPU."""
+    """Seconds of one optimiser step, which memory bounds: weights and states are read and written, gradients read for norm and update.
+
+    Bytes are what this GPU updates (its share under ZeRO), masters among the states. At the memory's peak, so a lower bound.
+    """
     return (2 * (weight_bytes + state_bytes) + 2 * gradient_bytes) / (memory_gb_per_s * 1e9)
+
+
+def offloaded_optimizer_seconds(parameters, parameters_per_gpu, pcie_gb_per_s=25, host_memory_gb_per_s=100):
+    """Seconds of AdamW on the host: gradients come and weights go over PCIe in 16 bit, while `parameters` of all GPUs share its memory.
+
+    The host reads weight, gradient and two moments in fp32 and writes three of them and a 16-bit copy: 30 bytes a parameter. Nothing
+    overlaps and memory runs at the bandwidth given: right within a factor of about two.
+    """
+    return 2 * 2 * parameters_per_gpu / (pcie_gb_per_s * 1e9) + 30 * parameters / (host_memory_gb_per_s * 1e9)
