@@ -13,8 +13,14 @@ from common.refusal import Refusal
 
 MEASURED = Path(__file__).resolve().parent.parent / "bench" / "results" / "gpu.json"  # {"utilisation": {"qlora": {"H200": 0.41}}}
 UTILISATION = {  # {kind of work: {GPU: share of its peak that all executed FLOPs reach, published run}}; the first stands for other GPUs
-    "pretraining": {"H100": (0.39, "MosaicML, 1.3B on 8 H100: 45,455 tokens/s a GPU")},
-    "full": {"H100": (0.50, "MosaicML, 30B on 8 H100, sharded and checkpointed: 2,002 tokens/s a GPU")},
+    "pretraining": {
+        "H100": (0.39, "MosaicML, 1.3B on 8 H100: 45,455 tokens/s a GPU"),
+        "A100": (0.57, "MosaicML, 1.3B on 8 A100: 20,513 tokens/s a GPU"),
+    },
+    "full": {
+        "H100": (0.50, "MosaicML, 30B on 8 H100, sharded and checkpointed: 2,002 tokens/s a GPU"),
+        "A100": (0.72, "MosaicML, 30B on 8 A100, sharded and checkpointed: 916 tokens/s a GPU"),
+    },
     "lora": {
         "H100": (0.43, "NeMo AutoModel, Llama 3 8B on one H100: 12,473 tokens/s"),
         "A100": (0.51, "torchtune, Llama 3.2 3B on one A100: 8,210 tokens/s"),
@@ -120,7 +126,8 @@ def utilisation(method, accelerator):
     """(share of the peak that a step's FLOPs reach, where the number comes from).
 
     method: "pretraining", "full", "lora" or "qlora"; accelerator: a name such as "H200". Measured on that GPU where
-    bench/results/gpu.json says so, else a published run, on that GPU or on an H100. Raises `Refusal` for a file that cannot be read or says no such share.
+    bench/results/gpu.json says so, else a published run, on that GPU or on an H100. Raises `Refusal` for a file that cannot be read or
+    says no such share.
     """
     try:
         measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
