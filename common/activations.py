@@ -23,6 +23,7 @@ class Training:
     eager_length: int = 0  # row length where attention is "eager" and keeps length x length scores; 0: flash-like SDPA
 
     full = property(lambda self: not self.lora_r)
+    copies_inputs = property(lambda self: self.autocast or self.dropout > 0)  # PEFT's adapters, each for itself
     fused = property(lambda self: self.kernels == "unsloth" and self.lora_r > 0)
 
 
@@ -32,68 +33,103 @@ def _norm(width, training, rows=1):
     return 4 * rows + (2 * width if training.fused else 4 * width + 2 * width * training.full)
 
 
+def _adapters(names, training):
+    return sum(name in training.target_modules for name in names) if training.lora_r else 0
+
+
 def _inputs(width, names, training):
     """What linear layers fed by one tensor of `width` keep of it. A trained matrix keeps its input, one for all; a frozen one
     nothing. An adapter keeps what went into A and into B; under autocast PEFT casts the input for each adapter anew, with
     dropout each has its own copy and mask. Unsloth's kernels keep the input once, and the masks."""
-    adapters = sum(name in training.target_modules for name in names) if training.lora_r else 0
+    adapters = _adapters(names, training)
     masks = adapters * training.mask_bytes * width if training.dropout else 0
     if training.full:
         return 2 * width
     if training.fused:
         return (2 * width + masks) if adapters else 0
-    copies = adapters if training.autocast or training.dropout else min(adapters, 1)
+    copies = adapters if training.copies_inputs else min(adapters, 1)
     return 2 * width * copies + masks + 2 * training.lora_r * adapters
 
 
 def _attention(model, training):
-    """q, k, v after rotary, the output and its logsumexp; rotary itself keeps only its table. Qwen3's norms over heads come before."""
+    """q, k, v after rotary, the output and its logsumexp; rotary itself keeps only its table. Qwen3's norms over heads come before.
+    o_proj's input is the output: counted once where both keep the same tensor."""
     q, k, heads, kv_heads = model.query_size, model.key_value_size, model.num_attention_heads, model.num_key_value_heads
-    kept = 2 * (q + 2 * k) + 2 * q + 4 * heads
+    kept = 2 * (q + 2 * k) + 2 * q + 4 * heads + _inputs(q, ("o_proj",), training)
+    if training.full or (_adapters(("o_proj",), training) and not training.copies_inputs):
+        kept -= 2 * q
     if model.qk_norm:
         kept += _norm(q, training, heads) + _norm(k, training, kv_heads)
-    output_is_input = training.full or training.fused or (not training.autocast and not training.dropout)  # o_proj keeps the tensor that attention keeps
-    projected = _inputs(q, ("o_proj",), training) - (2 * q if output_is_input and ("o_proj" in training.target_modules or training.full) else 0)
-    if training.eager_length:  # softmax in fp32 and its bf16 copy; keys and values repeated for each query head
+    if training.eager_length:  # softmax in fp32 and its bf16 copy in place of logsumexp; keys and values repeated for each query head
         kept += heads * (6 * training.eager_length - 4) + (4 * (q - k) if q != k else 0)
-    return kept + projected
+    return kept
 
 
 def _mlp(model, training):
     """SwiGLU: gate, silu(gate), up, and their product where the down projection keeps it; Unsloth computes the last two again.
     GELU as transformers' gelu_new writes it: x, x/2, tanh, 1 + tanh."""
     wide = model.intermediate_size
-    inner = 2 * 2 * wide if training.fused else (3 if model.gated else 4) * 2 * wide
-    down = training.dropout and "down_proj" in training.target_modules and training.mask_bytes * wide if training.fused else _inputs(wide, ("down_proj",), training)
-    return inner + down
+    if training.fused:
+        return 2 * 2 * wide + _inputs(wide, ("down_proj",), training) - 2 * wide * _adapters(("down_proj",), training)
+    return (3 if model.gated else 4) * 2 * wide + _inputs(wide, ("down_proj",), training)
 
 
 def _mlp_input(model, training):
     return _inputs(model.hidden_size, ("gate_proj", "up_proj"), training)
 
 
+def _mlp_peak(model, training):
+    """(backward, forward): bytes a token that live for a moment in the MLP beside what it keeps.
+
+    Backward, at the product of gate and up: the gradients of the product and of both factors, while the kept product is gone.
+    Forward, in the down projection's adapter under autocast: the product, PEFT's fp32 copy of it, and three results of `hidden_size`.
+    Unsloth writes gradients over the kept tensors and needs one more as wide as the MLP, going forward and back.
+    """
+    hidden, wide = model.hidden_size, model.intermediate_size
+    if training.fused:
+        return 2 * wide, 2 * wide + 2 * hidden
+    adapted = _adapters(("down_proj",), training)
+    backward = 6 * wide - 2 * wide * bool(training.full or adapted)
+    forward = 2 * wide * (not training.full) + 2 * hidden
+    if adapted and training.autocast:
+        forward += 4 * wide + (4 * wide if training.dropout else 4 * hidden)
+    return backward, forward
+
+
+def _keeps_input(model, training):
+    return model.family == "gpt2" or training.fused  # as the input of the first norm; transformers' RMSNorm keeps an fp32 copy
+
+
 def layer_bytes_per_token(model, training=Training()):  # noqa: B008
     """What one decoder layer keeps for its backward pass, in bytes a token, its own input included where it is kept."""
     hidden = model.hidden_size
-    if model.family == "gpt2":  # LayerNorm keeps its input and its mean and deviation; dropout after attention and after the MLP
+    if model.family == "gpt2":  # LayerNorm keeps its input and, on a GPU in fp32, mean and deviation
         norms = 2 * (2 * hidden + 8) + (2 * training.mask_bytes * hidden if training.dropout and training.full else 0)
     else:
         norms = 2 * _norm(hidden, training)
-    return norms + _inputs(hidden, ("q_proj", "k_proj", "v_proj"), training) + _attention(model, training) + _mlp_input(model, training) + _mlp(model, training)
+    attention = _inputs(hidden, ("q_proj", "k_proj", "v_proj"), training) + _attention(model, training)
+    return norms + attention + _mlp_input(model, training) + _mlp(model, training)
+
+
+def _adapter_copies(model, training):
+    """bf16 copies of one layer's adapter that autocast makes and the backward pass keeps, in bytes."""
+    if not training.lora_r or training.fused or not training.autocast:
+        return 0
+    return 2 * model.lora_parameters(training.lora_r, training.target_modules) / model.num_hidden_layers
 
 
 def kept_bytes(model, tokens, gradient_checkpointing, training=Training()):  # noqa: B008
-    """On the GPU at the end of the forward pass, without logits: the layers' tensors, rotary's table, the last norm and its output.
+    """On the GPU at the end of the forward pass, without the last norm and the logits: the layers' tensors and rotary's table.
 
     gradient_checkpointing: "none" keeps every layer's tensors; "true" each layer's input in bf16; "unsloth" moves these to host
     memory but for the last layer's, beside two buffers of one input through which they come back.
     """
-    hidden, layers = model.hidden_size, model.num_hidden_layers
-    layer = layer_bytes_per_token(model, training) if gradient_checkpointing == "none" else 2 * hidden
-    count = min(layers, 3) if gradient_checkpointing == "unsloth" else layers
-    last_norm = 2 * hidden + 8 if model.family == "gpt2" else _norm(hidden, training)
-    rotary = 0 if model.learned_positions else 4 * model.head_dim
-    return tokens * (count * layer + rotary + last_norm + 2 * hidden)
+    rotary = 0 if model.learned_positions else 4 * model.head_dim * tokens
+    if gradient_checkpointing == "none":
+        layer = tokens * layer_bytes_per_token(model, training) + _adapter_copies(model, training)
+        return model.num_hidden_layers * layer + rotary
+    layers = min(model.num_hidden_layers, 3) if gradient_checkpointing == "unsloth" else model.num_hidden_layers
+    return layers * 2 * model.hidden_size * tokens + rotary
 
 
 def host_bytes(model, tokens, gradient_checkpointing):
@@ -104,22 +140,24 @@ def host_bytes(model, tokens, gradient_checkpointing):
 def working_bytes(model, tokens, gradient_checkpointing, training=Training(), tiled_mlp=False):  # noqa: B008
     """Beside what is kept, at the peak of one layer's backward pass: its own tensors where they are computed again, and gradients.
 
-    The peak lies in the MLP, at the product of gate and up: gradients of the product and of both factors live at once, the
-    kept product does not any more. Unsloth writes gradients over the kept tensors and needs one more. With `tiled_mlp` the MLP runs
-    in tiles of H tokens, each computed again; between tiles only its input, output and their gradients live.
+    The peak lies in the MLP (see `_mlp_peak`). Beside it live tensors of the stream, `hidden_size` wide: the gradient of the layer's
+    output, the output computed again, the residual. The gradient of one matrix is made before it is added to the others. With
+    `tiled_mlp` the MLP runs in tiles of hidden_size tokens, each computed again; between tiles only its input, its output and their
+    gradients live.
     """
     hidden, wide = model.hidden_size, model.intermediate_size
-    stream = 2 * hidden  # the gradient of the layer's output, which is also that of the residual
-    gradients = 2 * wide if training.fused else 6 * wide - 2 * wide
-    weight = 2 * hidden * wide * training.full  # the gradient of one matrix, before it is added to the others
-    layer = layer_bytes_per_token(model, training)
-    mlp = _mlp(model, training)
-    checkpointed = gradient_checkpointing != "none"
+    stream, matrix = 2 * hidden, 2 * hidden * wide * training.full
+    backward, forward = _mlp_peak(model, training)
+    again = gradient_checkpointing != "none"
+    layer, mlp = layer_bytes_per_token(model, training), _mlp(model, training) + _mlp_input(model, training)
+    own = (layer - stream * _keeps_input(model, training)) * again
+    copies = _adapter_copies(model, training) * again
     if tiled_mlp:
-        mlp_all = mlp + _mlp_input(model, training)
         tile = min(tokens, hidden)
-        return tokens * ((layer - mlp_all) * checkpointed + 4 * stream) + tile * (mlp_all + gradients + stream) + weight
-    return tokens * (layer * checkpointed + stream * (1 + checkpointed)) + max(tokens * gradients, tokens * 2 * wide + weight)
+        return tokens * (own - mlp * again + 4 * stream) + tile * (mlp + max(backward, forward) + stream) + matrix + copies
+    frames = stream * (again + 2 * (not again) + 2 * (not training.full and not training.fused))
+    down = max(tokens * backward, tokens * 2 * wide + matrix)
+    return tokens * own + copies + max(down + tokens * stream * (1 + again), tokens * (forward + frames))
 
 
 def loss_bytes(tokens, vocab_size, hidden_size, loss, free_bytes=None, trains_head=False):
@@ -151,11 +189,20 @@ def unsloth_rows(tokens, vocab_size, hidden_size, free_bytes=None):
     return max(1, min(rows, max(int(budget // (4 * vocab_size)), 2), tokens))
 
 
+def last_norm_bytes(model, tokens, training=Training()):  # noqa: B008
+    """What the last norm keeps, and its output: they live until the backward pass reaches the last layer."""
+    hidden = model.hidden_size
+    return tokens * (2 * hidden + (2 * hidden + 8 if model.family == "gpt2" else _norm(hidden, training)))
+
+
 def peak(model, tokens, gradient_checkpointing, loss, training=Training(), tiled_mlp=False, free_bytes=None, trains_head=None):  # noqa: B008
     """{"activations kept", "one layer at work", "logits and loss"} in bytes, and "total", of which the last two never meet: the loss
-    is at its peak when the backward pass begins, a layer after the logits are gone. total = kept + the larger of the two."""
+    is at its peak when the backward pass begins, a layer after the logits are gone. total = kept + the larger of the two.
+    A tied output layer's gradient waits through the whole backward pass for that of the embeddings."""
+    trains_head = training.full if trains_head is None else trains_head
+    waiting = 2 * model.vocab_size * model.hidden_size * (trains_head and model.tie_word_embeddings)
     kept = kept_bytes(model, tokens, gradient_checkpointing, training)
-    work = working_bytes(model, tokens, gradient_checkpointing, training, tiled_mlp)
-    head = training.full if trains_head is None else trains_head
-    logits = loss_bytes(tokens, model.vocab_size, model.hidden_size, loss, free_bytes, head)
+    work = working_bytes(model, tokens, gradient_checkpointing, training, tiled_mlp) + waiting
+    logits = last_norm_bytes(model, tokens, training)
+    logits += loss_bytes(tokens, model.vocab_size, model.hidden_size, loss, free_bytes, trains_head)
     return {"activations kept": kept, "one layer at work": work, "logits and loss": logits, "total": kept + max(work, logits)}
