@@ -34,6 +34,7 @@ class Accelerator:
     memory_gb_per_s: float | None = None  # 10^9 bytes
     link_gb_per_s: float | None = None  # sent by one GPU in a collective inside a node, one direction
     node_gb_per_s: float | None = None  # the same between nodes
+    is_cpu: bool = False
 
 
 KNOWN = (
@@ -113,6 +114,11 @@ def found():
     if names := sorted({gpu.name for gpu in gpus} - {smallest.name}):
         smallest = replace(smallest, name=f"{smallest.name} (the smallest; also {', '.join(names)})")
     return len(gpus), smallest
+
+
+def cpu():
+    """This machine without its GPUs: its memory, and no peak."""
+    return Accelerator("CPU", hardware.memory_gib(), is_cpu=True)
 
 
 def _kind(name):

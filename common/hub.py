@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from common import tiny_models
+from common import dimensions, tiny_models, token_counts
 from common.refusal import Refusal
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -27,6 +27,16 @@ def find(name, revision=None, ungated=None, constant="MODEL_NAME"):
         raise Refusal(f"{constant} is {name!r}: no such directory, and a hub name has the form owner/name; embedded are {known}")
     _download(name, revision, SMALL_FILES, ungated, constant)
     return name
+
+
+def known_dimensions(name, revision=None):
+    """The `Dimensions` of what MODEL_NAME or `find` names, an embedded model too; asks no network and builds nothing. Raises `Refusal`."""
+    return tiny_models.dimensions(name) if name.startswith("tiny-") else dimensions.read(name, revision)
+
+
+def local_tokenizer(name, revision=None):
+    """The directory with the tokenizer of MODEL_NAME if this machine has it, else None; asks no network and builds nothing."""
+    return tiny_models.find(name) if name.startswith("tiny-") else token_counts.tokenizer_directory(name, revision)
 
 
 def tokenizer_directory(name, revision=None):

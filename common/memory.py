@@ -1,30 +1,11 @@
-"""GPU memory: refusing a model that cannot fit, and what to change after an out-of-memory error."""
+"""Less memory: which constants take how much of it, in the order in which one changes them, before a run or after it ran out."""
 
 from contextlib import contextmanager
 
-from common import hardware
 from common.refusal import Refusal
 
-WORKING_GIB = 1.5  # CUDA context, activations of one short row, adapter and its optimiser: nothing trains in less
-
-
-def require_gpu(model_name, weights_gib, load_in_4bit):
-    """Refuse a GPU that cannot hold the weights and the least of work; does nothing without a GPU or with an unknown size.
-
-    weights_gib: GiB of the 16-bit safetensors. In NF4 the linear layers take 0.53 byte a parameter (4 bits and double
-    quantised scales) instead of 2; embeddings stay in 16 bit, so 0.35 of the file is what is counted.
-    """
-    gpus = hardware.gpus()
-    if not gpus or not weights_gib:
-        return
-    needed = weights_gib * (0.35 if load_in_4bit else 1) + WORKING_GIB
-    smallest = min(gpus, key=lambda gpu: gpu.memory_gib)
-    if smallest.memory_gib < needed:
-        other = "take a smaller model or a larger GPU" if load_in_4bit else "set LOAD_IN_4BIT = True, or take a larger GPU"
-        raise Refusal(
-            f"{smallest.name} has {smallest.memory_gib:.1f} GiB; {model_name} needs at least {needed:.1f} GiB "
-            f"({needed - WORKING_GIB:.1f} of weights{' in 4 bit' if load_in_4bit else ''}, {WORKING_GIB} to work in); {other}"
-        )
+SHORTEST = 512  # tokens; below it a change costs more of the data than it saves
+SMALLEST_RANK = 8
 
 
 @contextmanager
@@ -40,27 +21,46 @@ def advice(**constants):
         text = str(error)
         if not (type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in text or "out of memory" in text):
             raise
-        raise Refusal("out of memory. Change in this order, one at a time:\n" + "\n".join(f"  {c}" for c in changes(constants))) from error
+        first = [in_words(constants, rungs[0]) for rungs in ladders(constants)]
+        if constants.get("PER_DEVICE_EVAL_BATCH_SIZE", 1) > 1:
+            first.insert(0, in_words(constants, {"PER_DEVICE_EVAL_BATCH_SIZE": 1}) + ", if it happened in an evaluation")
+        first = first or ["take a smaller model or a larger GPU; every constant is at its smallest"]
+        raise Refusal("out of memory. Change in this order, one at a time:\n" + "\n".join(f"  {c}" for c in first)) from error
 
 
-def changes(constants):
-    """What to change, cheapest for the result first, as lines with old and new values."""
-    now, lines = constants.get, []
+def ladders(constants):
+    """[[{NAME: new value, …}, …], …]: each list one thing to change, a little, more, as far as it goes; the cheapest for the result first."""
+    now, found = constants.get, []
     batch, accumulation = now("PER_DEVICE_TRAIN_BATCH_SIZE", 1), now("GRADIENT_ACCUMULATION_STEPS", 1)
-    if now("PER_DEVICE_EVAL_BATCH_SIZE", 1) > 1:
-        lines.append(f"PER_DEVICE_EVAL_BATCH_SIZE {now('PER_DEVICE_EVAL_BATCH_SIZE')} -> 1, if it happened in an evaluation")
-    if batch > 1:
-        smaller = max(size for size in range(1, batch // 2 + 1) if batch * accumulation % size == 0)
-        lines.append(
-            f"PER_DEVICE_TRAIN_BATCH_SIZE {batch} -> {smaller} and GRADIENT_ACCUMULATION_STEPS {accumulation} -> "
-            f"{batch * accumulation // smaller}: the same rows a step, slower"
-        )
-    if now("GRADIENT_CHECKPOINTING") in (False, "none", None) and "GRADIENT_CHECKPOINTING" in constants:
-        lines.append('GRADIENT_CHECKPOINTING -> "unsloth": activations are computed again, about 30 % slower')
+    rows = batch * accumulation
+    smaller = [size for size in range(batch // 2, 0, -1) if rows % size == 0]
+    found.append([{"PER_DEVICE_TRAIN_BATCH_SIZE": size, "GRADIENT_ACCUMULATION_STEPS": rows // size} for size in smaller])
+    if "GRADIENT_CHECKPOINTING" in constants and now("GRADIENT_CHECKPOINTING") in (False, "none", None):
+        found.append([{"GRADIENT_CHECKPOINTING": "unsloth"}])
     if now("LOAD_IN_4BIT") is False:
-        lines.append("LOAD_IN_4BIT False -> True: a quarter of the memory for weights")
-    if now("MAX_SEQ_LENGTH", 0) > 512:
-        lines.append(f"MAX_SEQ_LENGTH {now('MAX_SEQ_LENGTH')} -> {now('MAX_SEQ_LENGTH') // 2}: longer rows lose their oldest turns")
-    if now("LORA_R", 0) > 8:
-        lines.append(f"LORA_R {now('LORA_R')} -> {now('LORA_R') // 2} and LORA_ALPHA in proportion: a smaller adapter")
-    return lines or ["take a smaller model or a larger GPU; every constant is at its smallest"]
+        found.append([{"LOAD_IN_4BIT": True}])
+    found.append([{"MAX_SEQ_LENGTH": length} for length in _halves(now("MAX_SEQ_LENGTH", 0), SHORTEST)])
+    ranks = _halves(now("LORA_R", 0), SMALLEST_RANK)
+    found.append([{"LORA_R": r} | ({"LORA_ALPHA": now("LORA_ALPHA") * r // now("LORA_R")} if now("LORA_ALPHA") else {}) for r in ranks])
+    return [rungs for rungs in found if rungs]
+
+
+def in_words(constants, change):
+    """A change of `ladders` with the values as they are and as they would be, and what it costs."""
+    values = " and ".join(f"{name} {constants[name]} -> {value}" for name, value in change.items())
+    cost = {
+        "PER_DEVICE_TRAIN_BATCH_SIZE": ": the same rows a step, slower",
+        "GRADIENT_CHECKPOINTING": ": activations are computed again, about 30 % slower",
+        "LOAD_IN_4BIT": ": about a quarter of the memory for weights",
+        "MAX_SEQ_LENGTH": ": longer rows lose their oldest turns",
+        "LORA_R": ": a smaller adapter",
+    }
+    return values + cost.get(next(iter(change)), "")
+
+
+def _halves(value, least):
+    found = []
+    while value // 2 >= least:
+        value //= 2
+        found.append(value)
+    return found

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common import cache, chat_text, hardware
+from common.dimensions import Dimensions
 from common.log import say
 from common.refusal import Refusal
 
@@ -67,6 +68,16 @@ def find(name):
     """The directory of the embedded model `name`, None where it is not built yet; `Refusal` for an unknown name."""
     path = _path(name)
     return str(path) if path.is_dir() else None
+
+
+def dimensions(name):
+    """The `Dimensions` of the embedded model `name`, built or not; `Refusal` for an unknown name."""
+    _path(name)
+    tiny = KNOWN[name]
+    return Dimensions(
+        tiny.family, tiny.hidden_size, tiny.intermediate_size, tiny.num_hidden_layers, tiny.num_attention_heads, tiny.num_key_value_heads,
+        tiny.hidden_size // tiny.num_attention_heads, tiny.vocab_size, tiny.max_position_embeddings, tie_word_embeddings=True,
+    )  # fmt: skip
 
 
 def _path(name):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from common import batches, hardware, log, models, tracking, versions
+from common import batches, hardware, log, models, plan, tracking, versions
 from common.log import is_rank_0, say, warn
 from common.refusal import Refusal
 from common.run_directory import read_json
@@ -76,7 +76,8 @@ def announce(trainer, run, statistics, warmup_ratio):
     args, rows = trainer.args, trainer.train_dataset
     tokens = statistics["splits"]["train"]["tokens"]
     per_rank = args.per_device_train_batch_size
-    planned = plan(len(rows), tokens, per_rank * args.gradient_accumulation_steps * args.world_size, args.num_train_epochs, args.max_steps)
+    rows_per_step = per_rank * args.gradient_accumulation_steps * args.world_size
+    planned = plan.steps_of(len(rows), tokens, rows_per_step, args.num_train_epochs, args.max_steps)
     if args.packing:
         padding = 0.0  # rows end to end; what packing leaves free at a row's end is never computed
     else:
@@ -198,17 +199,6 @@ def memory_gb():
     import psutil
 
     return round(psutil.Process().memory_info().rss / 1e9, 2)
-
-
-def plan(rows, tokens, rows_per_step, epochs, max_steps):
-    """{"steps", "tokens_per_step", "epochs"} of what is really run.
-
-    rows: rows of the training set as the trainer has it (packed rows when packing); tokens: all of their tokens;
-    rows_per_step: micro-batch x accumulation x ranks.
-    """
-    steps_per_epoch = max(1, math.ceil(rows / rows_per_step))
-    steps = max_steps if max_steps > 0 else math.ceil(steps_per_epoch * epochs)
-    return {"steps": steps, "tokens_per_step": round(tokens / steps_per_epoch), "epochs": round(steps / steps_per_epoch, 3)}
 
 
 def pointless(steps, warmup, eval_steps, save_steps, padding):

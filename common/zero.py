@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from common import hardware, manifest
+from common.job import Zero
 from common.refusal import Refusal
 from common.run_directory import read_json
 
@@ -28,6 +29,30 @@ def check(path, **constants):
             name = key.replace("__", ".")
             raise Refusal(f'{path} says {name} = {found!r}, the constants say {wanted!r}; write "auto" there, or change the constant')
     return config
+
+
+def facts(path, hidden_size, alone=False):
+    """The `job.Zero` of a JSON: its stage, offloading and buckets, DeepSpeed's defaults where it is silent.
+
+    "auto" is what transformers makes of it (integrations/deepspeed.py): buckets of hidden_size², a prefetch of nine tenths of that.
+    alone: one GPU runs under DeepSpeed too.
+    """
+    found = (read_json(path) or {}).get("zero_optimization", {})
+
+    def number(key, default, auto):
+        value = found.get(key, default)
+        return auto if value == "auto" else value
+
+    def offloads(key):
+        return (found.get(key) or {}).get("device", "none") != "none"
+
+    stage, square = found.get("stage", 0), hidden_size**2
+    return Zero(
+        stage, alone, offloads("offload_optimizer"), offloads("offload_param"), found.get("overlap_comm", stage == 3),
+        number("reduce_bucket_size", 5e8, square), number("allgather_bucket_size", 5e8, 5e8),
+        number("stage3_prefetch_bucket_size", 5e7, 0.9 * square), number("stage3_max_live_parameters", 1e9, 1e9),
+        number("stage3_max_reuse_distance", 1e9, 1e9),
+    )  # fmt: skip
 
 
 def in_one_process():

@@ -2,6 +2,7 @@
 
     python recipes/llama32_qlora.py                          one GPU of 6 GB or more; all GPUs where there are several
     python recipes/llama32_qlora.py --tiny                   the same code on a CPU, in about a minute
+    python recipes/llama32_qlora.py --plan                   memory, time and cost beforehand; --plan --gpus 4xH100 of other GPUs
     python recipes/llama32_qlora.py --learning-rate 1e-4 --num-train-epochs 5
     python recipes/llama32_qlora.py --config my_run.yaml     constants from YAML or JSON
     python recipes/llama32_qlora.py --resume-from-checkpoint auto
@@ -15,8 +16,10 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common import chat_rows, constants, hub, launch, log, memory, mixing, resume, run_directory, tokenised, tracking, versions, zero
+from common import chat_rows, constants, forecast, hub, launch, log, memory, mixing, plan, resume, run_directory, token_counts, tokenised
+from common import tracking, versions, zero
 from common.constants import Share
+from common.job import Job
 from common.refusal import Refusal
 
 # Model
@@ -102,6 +105,29 @@ def main(**overrides):
                               "loss cannot be the best: change one, or set LOAD_BEST_MODEL_AT_END = False")  # fmt: skip
     if EARLY_STOPPING_PATIENCE and not (HELD_OUT and LOAD_BEST_MODEL_AT_END):
         raise Refusal("EARLY_STOPPING_PATIENCE needs HELD_OUT above 0 and LOAD_BEST_MODEL_AT_END: it watches the held-out loss")
+
+    def prepare(directory):  # runs once, in a process of its own, before any rank starts; later runs find the cache
+        rows, report = chat_rows.read(TRAIN_FILES, bad_rows=BAD_ROWS, split_by=SPLIT_BY)
+        train, validation, test = mixing.split(rows, HELD_OUT, seed=SEED, report=report)
+        parts = {"train": mixing.weigh(train, TRAIN_FILES, seed=SEED), "validation": validation, "test": test}
+        tokenised.encode(directory, parts, report, model_name, MODEL_REVISION, MAX_SEQ_LENGTH, BAD_ROWS, TRAIN_FILES)
+
+    prepared = {"weights": TRAIN_FILES, "held_out": HELD_OUT, "split_by": SPLIT_BY, "seed": SEED, "bad_rows": BAD_ROWS,
+                "max_length": MAX_SEQ_LENGTH}  # fmt: skip
+
+    def job(name):  # what decides memory and time; the constants of this file are in it by their names
+        model = hub.known_dimensions(name, MODEL_REVISION)
+        return Job.of(model, settings.values, kernels="unsloth", loss="unsloth", zero=zero.facts(DS_CONFIG, model.hidden_size))
+
+    if settings.plan:  # from what is on this machine: asks no network, builds nothing
+
+        def counts():
+            tokenizer = hub.local_tokenizer(MODEL_NAME, MODEL_REVISION)
+            cached = tokenised.find(prepare, TRAIN_FILES, tokenizer, **prepared)
+            return token_counts.measure(TRAIN_FILES, MAX_SEQ_LENGTH, HELD_OUT, tokenizer, cached)
+
+        return forecast.show(job(MODEL_NAME), MODEL_NAME, settings, "cpu" if settings.tiny else "RTX 3060", counts)
+
     run_name = RUN_NAME or settings.default_run_name
     resume.check(run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)  # a wrong name, path or key is said now
     ds_config = None  # one process needs no ZeRO, unless it goes on from what several wrote
@@ -118,17 +144,12 @@ def main(**overrides):
     model_name = hub.find(MODEL_NAME, MODEL_REVISION, UNGATED_COPY)
     initial = hub.find(INITIAL_MODEL, constant="INITIAL_MODEL") if INITIAL_MODEL else None
     base_gib = hub.weights_gib(model_name, MODEL_REVISION)
-    memory.require_gpu(MODEL_NAME, base_gib, LOAD_IN_4BIT)
-
-    def prepare(directory):  # runs once, in a process of its own, before any rank starts; later runs find the cache
-        rows, report = chat_rows.read(TRAIN_FILES, bad_rows=BAD_ROWS, split_by=SPLIT_BY)
-        train, validation, test = mixing.split(rows, HELD_OUT, seed=SEED, report=report)
-        parts = {"train": mixing.weigh(train, TRAIN_FILES, seed=SEED), "validation": validation, "test": test}
-        tokenised.encode(directory, parts, report, model_name, MODEL_REVISION, MAX_SEQ_LENGTH, BAD_ROWS, TRAIN_FILES)
-
-    data = tokenised.once(prepare, TRAIN_FILES, hub.tokenizer_directory(model_name, MODEL_REVISION), weights=TRAIN_FILES,
-                          held_out=HELD_OUT, split_by=SPLIT_BY, seed=SEED, bad_rows=BAD_ROWS, max_length=MAX_SEQ_LENGTH)  # fmt: skip
+    if not settings.no_plan:
+        plan.require(job(model_name), MODEL_NAME)  # stops a run that cannot fit, with the fix
+    data = tokenised.once(prepare, TRAIN_FILES, hub.tokenizer_directory(model_name, MODEL_REVISION), **prepared)
     log.say_once(tokenised.describe(data.statistics))
+    if not settings.no_plan:
+        forecast.announce(job(model_name), MODEL_NAME, token_counts.measure(TRAIN_FILES, MAX_SEQ_LENGTH, cached=data))
     launch.prepare_process()
     launch.on_all_gpus(settings)  # several GPUs: starts one rank on each and ends here; otherwise goes on
     if ds_config and not launch.is_distributed():

@@ -1,0 +1,113 @@
+"""The memory of a job, part by part, on one of its GPUs; whether it fits there, and the smallest change with which it does."""
+
+import math
+from dataclasses import dataclass
+
+from common import activations, memory, model_states
+
+GIB = 2**30
+CONTEXT_BYTES = 0.6e9  # CUDA context, kernels and cuBLAS workspaces of one process; what nvidia-smi shows before the first tensor
+COLLECTIVES_BYTES = 0.8e9  # NCCL's channels and buffers, with more than one GPU
+FRAGMENTED = 0.05  # of what is allocated and freed within a step: what the caching allocator cannot give out again
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes on one GPU. `parts` live together at the worst moment of a step and add up; `elsewhere` are larger parts of another moment."""
+
+    parts: dict  # name -> bytes
+    not_together: dict  # name -> bytes, of what is at work at another moment and takes less
+    capacity: float  # bytes the GPU has
+
+    total = property(lambda self: sum(self.parts.values()))
+    free = property(lambda self: self.capacity - self.total)
+    fits = property(lambda self: self.free >= 0)
+
+    @property
+    def allocated(self):
+        """What torch.cuda.max_memory_allocated would say: without context and fragmentation."""
+        return self.total - self.parts["CUDA context and libraries"] - self.parts["fragmentation"]
+
+
+def of(job, memory_gib):
+    """The `Footprint` of a job on GPUs of `memory_gib` GiB.
+
+    The step has three moments: the loss (all that is kept, and the logits), the backward pass of a layer (and its own tensors), and
+    the optimiser (no activations, but gradients in fp32). The largest counts.
+    """
+    stage, trained, zero = job.zero_stage, job.trained_parameters, job.zero
+    weights = model_states.weights_bytes(job.model, job.lora_r, job.target_modules, job.load_in_4bit, stage, job.gpus, zero.offload_param)
+    standing = {
+        "weights": weights["base"] + weights["trained"],
+        "gradients": model_states.gradient_bytes(trained, stage, job.gpus, zero.offload_optimizer),
+        "optimiser states": model_states.optimizer_bytes(trained, job.optim, stage, job.gpus, zero.offload_optimizer),
+    }
+    buffers = model_states.buffer_bytes(
+        stage, job.gpus, trained, job.model, zero.reduce_bucket_size, zero.allgather_bucket_size, zero.overlap_comm,
+        zero.prefetch_bucket_size, zero.max_live_parameters, zero.offload_optimizer, job.load_in_4bit,
+    )  # fmt: skip
+    dequantised = buffers.pop("dequantised", 0)
+    if dequantised:
+        standing["quantisation buffer"] = dequantised
+    if buffers:
+        standing["ZeRO buffers"] = sum(buffers.values())
+    context = CONTEXT_BYTES + (COLLECTIVES_BYTES if job.gpus > 1 else 0)
+    free = memory_gib * GIB - sum(standing.values()) - context
+    training = activations.Training(job.kernels, job.lora_r, job.target_modules, job.dropout, autocast=not stage)
+    work = activations.peak(
+        job.model, job.micro_batch_tokens, job.gradient_checkpointing, job.loss, training, job.tiled_mlp, max(free, 0)
+    )  # fmt: skip
+    moments = {
+        "loss": {"activations": work["activations kept"], "logits and loss": work["logits and loss"]},
+        "backward": {"activations": work["activations kept"] + work["one layer at work"]},
+        "step": {"gradients in fp32": model_states.step_bytes(trained, stage, job.gpus, zero.offload_optimizer)},
+    }
+    worst = max(moments, key=lambda moment: sum(moments[moment].values()))
+    parts = standing | moments[worst]
+    parts["fragmentation"] = FRAGMENTED * sum(moments[worst].values())
+    parts["CUDA context and libraries"] = context
+    others = {part: size for moment, found in moments.items() if moment != worst for part, size in found.items() if part not in parts}
+    return Footprint(parts, others, memory_gib * GIB)
+
+
+def smallest_change(job, memory_gib):
+    """The least that has to be changed for `job` to fit, as [{CONSTANT: new value}, …]; None where no constant is enough.
+
+    One constant, as far as it must go, in the order of `memory.ladders`; where one is not enough, all that it takes.
+    """
+    now = job.constants()
+    for rungs in memory.ladders(now):
+        for change in rungs:
+            if of(job.changed(change), memory_gib).fits:
+                return [change]
+    taken = []
+    for rungs in memory.ladders(now):
+        for change in rungs:
+            trial = [*taken, change]
+            if of(_with(job, trial), memory_gib).fits:
+                return _pruned(job, trial, memory_gib)
+        taken.append(rungs[-1])
+    return None
+
+
+def fewest_gpus(job, memory_gib, most=64):
+    """The smallest number of such GPUs on which the job fits as it is: ZeRO spreads its states; None where none up to `most` is enough."""
+    if not job.zero.stage:
+        return None
+    counts = (2**n for n in range(int(math.log2(most)) + 1))
+    return next((n for n in counts if n > job.gpus and of(job.changed({"GPUS": n}), memory_gib).fits), None)
+
+
+def _with(job, changes):
+    for change in changes:
+        job = job.changed(change)
+    return job
+
+
+def _pruned(job, changes, memory_gib):
+    """`changes` without those that are not needed once the last one is made."""
+    for change in list(changes):
+        rest = [other for other in changes if other is not change]
+        if of(_with(job, rest), memory_gib).fits:
+            changes = rest
+    return changes
