@@ -17,7 +17,7 @@ from common.refusal import Refusal
 SMALL = 2 << 20  # bytes: of files that have no more in all every row is counted
 BLOCK = 1 << 17  # bytes of a file read at one place
 BLOCKS = 512  # places read in all files together: 64 MB, so that the lengths of a long tail are told
-COUNTED = 3 << 19  # bytes of the sampled rows that are tokenised
+COUNTED = 1 << 20  # bytes of the sampled rows that are tokenised
 PIECE = 1 << 15  # characters of one message of a sample that are tokenised; the rest is taken to be like them
 KEPT = 50_000  # lengths kept
 CHARACTERS_PER_TOKEN = 4  # English, where no tokenizer is on this machine
@@ -63,12 +63,14 @@ def measure(files, max_length, held_out=0.0, tokenizer_directory=None, cached=No
     if not any(len(f.lengths) for f in found):
         raise Refusal(f"none of the {sum(f.counted for f in found):,} rows that were looked at can be used; {found[0].problem}")
     rows = np.array([f.rows * (1 - f.unusable) * weights[f.file] * (1 - held_out) for f in found])
+    if round(rows.sum()) == 0:
+        raise Refusal(f"the weights {files} leave no row to train on; give at least one file a larger one")
     cut = [np.minimum(f.lengths, max_length) for f in found]
     shares = [(f.lengths > max_length).mean() if len(f.lengths) else 0.0 for f in found]
     kept = rows * min(1, KEPT / rows.sum())
     return TokenCounts(
         rows=round(rows.sum()), tokens=round(sum(r * c.mean() for r, c in zip(rows, cut, strict=True) if len(c))),
-        lengths=np.concatenate([_spread(c, round(k)) for c, k in zip(cut, kept, strict=True)]),
+        lengths=np.concatenate([_spread(c, max(1, round(k))) for c, k in zip(cut, kept, strict=True)]),
         shortened_share=float(np.average(shares, weights=rows)),
         unusable_share=float(np.average([f.unusable for f in found], weights=[f.rows for f in found])),
         source=_sentence(found, how),
@@ -126,18 +128,14 @@ class _File:
 
 def _of_cache(cached):
     lengths, statistics = cached.lengths().astype(np.int64), cached.statistics
-    # the statistics count a repeated row's shortening once
-    distinct = sum(f["rows_after_weighting"] / max(f["weight"], 1) for f in statistics["files"].values())
+    distinct = sum(f["rows_after_weighting"] / max(f["weight"], 1) for f in statistics["files"].values())  # "shortened" is of these
     shortened = statistics["splits"]["train"]["shortened"] / distinct
     unusable = statistics["bad_row_count"] / statistics["rows_read"]
-    chunks = [lengths] if len(lengths) <= KEPT else _chunks(lengths)
-    return TokenCounts(len(lengths), int(lengths.sum()), np.concatenate(chunks), shortened, unusable, "tokenised cache")
-
-
-def _chunks(lengths):
-    """Neighbours stay together, for they are packed together."""
-    starts = np.linspace(0, len(lengths) - PACKED_TOGETHER, KEPT // PACKED_TOGETHER).astype(int)
-    return [lengths[start : start + PACKED_TOGETHER] for start in starts]
+    kept = lengths
+    if len(lengths) > KEPT:  # neighbours stay together, for they are packed together
+        starts = np.linspace(0, len(lengths) - PACKED_TOGETHER, KEPT // PACKED_TOGETHER).astype(int)
+        kept = lengths[(starts[:, None] + np.arange(PACKED_TOGETHER)).ravel()]
+    return TokenCounts(len(lengths), int(lengths.sum()), kept, shortened, unusable, "tokenised cache")
 
 
 def _of_file(file, size, share, total, count, seed):
@@ -156,20 +154,19 @@ def _of_file(file, size, share, total, count, seed):
     order = np.argsort(sizes, kind="stable")
     nearest = np.arange(len(used)) * counted // len(used)  # the counted row of each line, in the order of their sizes
     chosen = order[np.searchsorted(nearest, np.arange(counted)) + np.bincount(nearest) // 2]
-    conversations, problem = [], ""
+    conversations, problems = [], {}
     for place in chosen:
         line = used[place] + 1 if whole else 0
         try:
-            row, _ = chat_rows.parse(lines[used[place]].removeprefix(BYTE_ORDER_MARK).strip(), file, line)
+            conversations.append(chat_rows.parse(lines[used[place]].removeprefix(BYTE_ORDER_MARK).strip(), file, line)[0].messages)
         except chat_rows.BadRow as reason:
-            problem = problem or f"{file}{f' line {line}' if line else ''}: {reason}"
+            problems[place] = f"{file}{f' line {line}' if line else ''}: {reason}"
             conversations.append(None)
-        else:
-            conversations.append(row.messages)
     tokens = count(conversations, None if total <= SMALL else PIECE)
     lengths = np.empty(len(used))
     lengths[order] = (tokens / sizes[chosen])[nearest] * sizes[order]
     usable = lengths[~np.isnan(lengths)]
+    problem = problems[min(problems)] if problems else ""
     return _File(file, rows, np.maximum(np.rint(usable), 1).astype(np.int64), counted, 1 - len(usable) / len(used), problem)
 
 
@@ -179,24 +176,28 @@ def _lines(file, size, blocks, seed):
     Blocks are drawn, not lines, and a line belongs to the block in which it begins: so a long line is drawn as often as a
     short one. (Of the lines at random places most would be long.)
     """
-    places = np.arange(-(-size // BLOCK))
-    whole = blocks is None or blocks >= len(places)
-    if not whole:
-        places = np.sort(np.random.default_rng(seed).choice(len(places), blocks, replace=False))
-    lines = []
+    places = -(-size // BLOCK)
+    whole = blocks is None or blocks >= places
     with Path(file).open("rb") as content:
-        for start in [0] if whole else (int(place) * BLOCK for place in places):
-            content.seek(max(0, start - 1))
-            if start:
-                content.readline()  # the end of a line that began before, or the newline at the block's edge
-            if (left := start + BLOCK - content.tell()) > 0 or whole:
-                text = content.read() if whole else content.read(left)
-                if text := text if text.endswith(b"\n") else text + content.readline():
-                    lines += text.removesuffix(b"\n").split(b"\n")
-        if not lines:  # so long are they that none begins where we looked
-            content.seek(0)
-            lines = [content.readline()]
-    return lines, whole
+        if whole:
+            return _split(content.read()), True
+        drawn = np.sort(np.random.default_rng(seed).choice(places, blocks, replace=False)).tolist()
+        lines = [line for place in drawn for line in _begun_in(content, place * BLOCK)]
+        content.seek(0)
+        return lines or _split(content.readline()), False  # so long may lines be that none begins where we looked
+
+
+def _begun_in(content, start):
+    """The lines of the open file that begin in the block at byte `start`, the last one to its end."""
+    content.seek(max(0, start - 1))
+    if start:
+        content.readline(BLOCK)  # the end of a line that began before, or the newline at the block's edge
+    text = content.read(max(0, start + BLOCK - content.tell()))
+    return _split(text if text.endswith(b"\n") or not text else text + content.readline())
+
+
+def _split(text):
+    return text.removesuffix(b"\n").split(b"\n") if text else []
 
 
 def _counter(directory):
@@ -204,12 +205,11 @@ def _counter(directory):
 
     A conversation that is None has NaN tokens.
     """
-    path = Path(directory or "") / "tokenizer.json"
     tokenizer = None
-    if directory and path.is_file():
+    if directory and (Path(directory) / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(Path(directory) / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
 
@@ -268,7 +268,7 @@ def _template(directory):
 
 def _spread(values, count):
     """`count` of the values, evenly from first to last, each repeated where count is larger."""
-    return values[((np.arange(count) + 0.5) * len(values) / count).astype(int)] if len(values) and count else values[:0]
+    return values[((np.arange(count) + 0.5) * len(values) / count).astype(int)] if len(values) else values
 
 
 def _packed(lengths, capacity):
