@@ -141,10 +141,11 @@ def from_config(config, name="the model"):
             wide = config.get("n_inner") or 4 * width
             return Dimensions(family, width, wide, config["n_layer"], heads, heads, width // heads, config["vocab_size"],
                               config["n_positions"], config.get("tie_word_embeddings", True), True, True, True)  # fmt: skip
+        family = "llama" if family == "mistral" else family  # the same layers
         if family not in ("llama", "qwen2", "qwen3"):
             raise Refusal(
-                f"{name} is of model_type {family!r}, whose memory and time are not computed here (llama, qwen2, qwen3, gpt2 are); "
-                "go on with --no-plan"
+                f"{name} is of model_type {family!r}, whose memory and time are not computed here; those of llama, mistral, qwen2, qwen3 "
+                "and gpt2 are. Go on with --no-plan"
             )
         heads = config["num_attention_heads"]
         bias = config.get("attention_bias", False)

@@ -1,15 +1,17 @@
-"""What a recipe says of itself before it runs: all of it for --plan, a few lines before training."""
+"""What a recipe says of itself before it runs: all of it for --plan, two lines before training; and its refusal of what cannot fit."""
 
-from common import plan, plan_text, token_counts
-from common.log import say_once
+import os
+
+from common import footprint, hardware, plan, plan_text, token_counts
+from common.log import say_once, warn
 from common.refusal import Refusal
 
 
-def show(job, model_name, switches, own_gpus, counts):
+def show(job, model_name, switches, own_gpus, files, held_out=0.0, tokenizer=None, cached=None):
     """Print the plan of a job on the GPUs asked for, found, or `own_gpus` ("RTX 3060", "8xH200", "cpu"); returns it as plain values.
 
-    switches: the `Switches` gpus, usd_per_gpu_hour, tokens and json. counts: a function that gives the `TokenCounts`, not called where
-    --tokens says their number; what it refuses is said, and the plan made without data.
+    switches: the `Switches` gpus, usd_per_gpu_hour, tokens and json. The rest is for `token_counts.measure`, which is not asked where
+    --tokens says the number; what it refuses is said, and the plan made without data.
     """
     count, accelerator, came_from = plan.which_gpus(switches.gpus, own_gpus)
     job, work, missing = job.on(count, accelerator), None, None
@@ -17,17 +19,45 @@ def show(job, model_name, switches, own_gpus, counts):
         work = plan.full_rows(switches.tokens, job.max_seq_length)
     else:
         try:
-            work = workload(job, counts())
+            work = workload(job, token_counts.measure(files, job.max_seq_length, held_out, tokenizer, cached))
         except Refusal as refusal:
             missing = str(refusal)
     return plan_text.show(plan.make(job, model_name, accelerator, came_from, work, missing, switches.usd_per_gpu_hour), switches.json)
 
 
-def announce(job, model_name, counts):
-    """Say memory, steps and time of a job on the GPUs of this machine, once."""
+def require(job_of, model_name):
+    """The job `job_of(model_name)` as it is on the GPUs of this machine, or without any in its memory; None where it cannot be computed.
+
+    Raises `Refusal`, with the smallest change, for one that cannot fit.
+    """
     count, accelerator, _ = plan.which_gpus(None, "cpu")
-    job = job.on(count, accelerator)
-    say_once(plan_text.summary(plan.make(job, model_name, accelerator, "found here", workload(job, counts))))
+    try:
+        job = job_of(model_name).on(max(count, int(os.environ.get("WORLD_SIZE", "1"))), accelerator)
+    except Refusal as unknown:
+        warn(f"whether this run fits is not known: {unknown}")
+        return None
+    taken = footprint.of(job, accelerator.memory_gib)
+    needs, has = f"needs {plan_text.size(taken.total)} on each GPU", f"{accelerator.name} has {plan_text.size(taken.capacity)}"
+    if not taken.fits:
+        raise Refusal(
+            f"this run cannot fit: {model_name} with these constants {needs}, and {has}. {plan.fix(job, accelerator.memory_gib)} "
+            "--plan shows what takes it; --no-plan starts all the same"
+        )
+    free = min((gpu.free_gib for gpu in hardware.gpus()), default=accelerator.memory_gib)  # NaN is never too little
+    if free < taken.total / footprint.GIB:
+        raise Refusal(
+            f"this run {needs}; {has}, but only {plan_text.size(free * footprint.GIB)} of it are free. End what else runs there "
+            "(nvidia-smi lists it), or start all the same with --no-plan"
+        )
+    return job
+
+
+def announce(job, model_name, data):
+    """Say memory and time of what `require` returned, once. data: the `Tokenised` cache."""
+    if job is not None:
+        _, accelerator, _ = plan.which_gpus(None, "cpu")
+        work = workload(job, token_counts.measure({}, job.max_seq_length, cached=data))
+        say_once(plan_text.summary(plan.make(job, model_name, accelerator, "found here", work)))
 
 
 def workload(job, counts):

@@ -53,7 +53,7 @@ class Job:
 
     @classmethod
     def of(cls, model, constants, **more):
-        """A job from a recipe's {CONSTANT: value}: those that are fields here are taken; `more` are fields that the recipe has no constant for."""
+        """A job from a recipe's {CONSTANT: value}, of which those that are fields are taken, and from `more` fields."""
         names = {f.name for f in fields(cls)}
         found = {name.lower(): value for name, value in constants.items() if name.lower() in names}
         if "target_modules" in found:

@@ -29,7 +29,7 @@ def advice(**constants):
 
 
 def ladders(constants):
-    """[[{NAME: new value, …}, …], …]: each list one thing to change, a little, more, as far as it goes; the cheapest for the result first."""
+    """[[{NAME: new value, …}, …], …]: each list one thing to change, a little, more, as far as it goes; what costs least comes first."""
     now, found = constants.get, []
     batch, accumulation = now("PER_DEVICE_TRAIN_BATCH_SIZE", 1), now("GRADIENT_ACCUMULATION_STEPS", 1)
     rows = batch * accumulation

@@ -4,14 +4,12 @@ Arithmetic from `dimensions`, `footprint`, `compute` and `disk_needs`; nothing i
 """
 
 import math
-import os
 from dataclasses import asdict, dataclass
 
-from common import accelerators, activations, compute, disk_needs, footprint, hardware, memory
+from common import accelerators, activations, compute, disk_needs, footprint, memory
 from common.accelerators import Accelerator
 from common.footprint import Footprint
 from common.job import Job
-from common.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ class Plan:
     accelerator: Accelerator
     came_from: str
     footprint: Footprint
-    changes: list | None  # the smallest that make it fit; [] where it fits
-    fewest_gpus: int | None  # of the same kind, where it does not fit
+    changes: list | None  # the smallest that make it fit; [] where it fits, None where none do
+    fix: str | None  # the same in words, or what else would do
     workload: Workload | None
     missing: str | None  # why there is no workload
     epochs: float | None
@@ -66,15 +64,16 @@ class Plan:
     def to_dict(self):
         """The plan as plain values for JSON: sizes in bytes, times in seconds or hours as their names say."""
         job, model = asdict(self.job), self.job.model
+        accelerator = asdict(self.accelerator) | {"came_from": self.came_from}
         return {
-            "model": self.model_name, "dimensions": job.pop("model"), "job": job, "accelerator": asdict(self.accelerator) | {"came_from": self.came_from},
+            "model": self.model_name, "dimensions": job.pop("model"), "job": job, "accelerator": accelerator,
             "parameters": {"total": model.parameters() + self.job.trained_parameters * bool(self.job.lora_r),
                            "trainable": self.job.trained_parameters},
             "memory_bytes_per_gpu": {
                 "parts": self.footprint.parts, "at_another_moment": self.footprint.not_together, "total": self.footprint.total,
                 "capacity": self.footprint.capacity, "free": self.footprint.free, "fits": self.footprint.fits,
             },
-            "to_make_it_fit": {"changes": self.changes, "gpus": self.fewest_gpus},
+            "to_make_it_fit": {"changes": self.changes, "in_words": self.fix},
             "host_bytes": self.host, "disk_bytes": self.disk,
             "data": self.workload and asdict(self.workload), "no_data": self.missing, "epochs": self.epochs, "steps": self.steps,
             "tokens_per_step": self.tokens_per_step, "time": self.time and asdict(self.time), "usd": self.dollars,
@@ -132,7 +131,7 @@ def time_of(job, accelerator, computed_tokens_per_step, attended_length, steps):
 
 
 def which_gpus(asked, own):
-    """(count, `Accelerator`, where they come from) of --gpus, else of the GPUs found, else of the recipe's own hardware ("cpu": this machine)."""
+    """(count, `Accelerator`, where they come from) of --gpus, else of the GPUs found, else of the recipe's own; "cpu" is this machine."""
     if asked:
         return *accelerators.parse(asked), "as asked"
     if found := accelerators.found():
@@ -153,7 +152,7 @@ def make(job, model_name, accelerator, came_from, workload=None, missing=None, u
     time = time_of(job, accelerator, per_step, attended, steps)
     return Plan(
         job, model_name, accelerator, came_from, taken, [] if taken.fits else footprint.smallest_change(job, accelerator.memory_gib),
-        None if taken.fits else footprint.fewest_gpus(job, accelerator.memory_gib), workload, missing, ran and ran["epochs"], steps,
+        None if taken.fits else fix(job, accelerator.memory_gib), workload, missing, ran and ran["epochs"], steps,
         ran["tokens_per_step"] if ran else full_step, time,
         time.gpu_hours * usd_per_gpu_hour if time and usd_per_gpu_hour and steps else None,
         disk_of(job, workload), host_of(job),
@@ -192,26 +191,6 @@ def host_of(job):
     ranks = min(job.gpus, accelerators.GPUS_PER_NODE)
     kept = activations.host_bytes(job.model, job.micro_batch_tokens, job.gradient_checkpointing)
     return disk_needs.host_bytes(ranks, kept_activations_bytes=kept)
-
-
-def require(job, model_name):
-    """Raise `Refusal`, with the smallest change, for a job that cannot fit the GPUs of this machine, or without any its memory."""
-    count, accelerator, _ = which_gpus(None, "cpu")
-    job = job.on(max(count, int(os.environ.get("WORLD_SIZE", "1"))), accelerator)
-    free = min((gpu.free_gib for gpu in hardware.gpus()), default=accelerator.memory_gib)  # NaN is never too little
-    taken = footprint.of(job, accelerator.memory_gib)
-    if not taken.fits:
-        raise Refusal(
-            f"this run cannot fit: {model_name} with these constants needs {hardware.size(taken.total / 1e9)} on each GPU, and "
-            f"{accelerator.name} has {hardware.size(taken.capacity / 1e9)}. {fix(job, accelerator.memory_gib)} "
-            "--plan shows what takes it; --no-plan starts all the same"
-        )
-    if free < taken.total / footprint.GIB:
-        raise Refusal(
-            f"this run needs {hardware.size(taken.total / 1e9)} on each GPU, and of the {hardware.size(taken.capacity / 1e9)} of "
-            f"{accelerator.name} only {hardware.size(free * footprint.GIB / 1e9)} are free; end what else runs there (nvidia-smi lists it), "
-            "or start all the same with --no-plan"
-        )
 
 
 def fix(job, memory_gib):

@@ -22,8 +22,8 @@ def page(plan):
 
 
 def summary(plan):
-    """What stands before a training: memory, steps, time, in three lines."""
-    return "\n".join([_fit(plan), *_steps(plan)])
+    """What stands before a training: memory, and time where it can be told."""
+    return "\n".join([_fit(plan), *_time(plan)] if plan.time else [_fit(plan)])
 
 
 def size(number_of_bytes):
@@ -38,6 +38,10 @@ def duration(hours):
     if seconds < 6000:
         return f"{seconds / 60:.0f} min"
     return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"
+
+
+def _short(hours):
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"
 
 
 def _head(plan):
@@ -74,7 +78,7 @@ def _memory(plan):
     for name, amount in taken.not_together.items():
         if amount:
             lines.append(f"            {name:<26}{size(amount):>10}  at another moment, in place of what is at work above")
-    return lines
+    return lines + ([f"fix       {plan.fix}"] if plan.fix else [])
 
 
 def _disk(plan):
@@ -95,16 +99,21 @@ def _run(plan):
     lines = _steps(plan)
     if plan.workload:
         lines.append(f"          tokens from: {plan.workload.source}")
+    return lines + _time(plan)
+
+
+def _time(plan):
     time = plan.time
     if time is None:
-        return [*lines, f"time      not predicted: nothing is known of the speed of {plan.accelerator.name}"]
-    waits = f" + {time.sending:.2f} s sending" if time.sending >= 0.005 else ""
-    updates = f" + {time.updating:.2f} s updating" if time.updating >= 0.005 else ""
-    price = f", {plan.dollars:,.2f} dollars" if plan.dollars is not None else ""
-    total = f"; {duration(time.hours)} in all, {time.gpu_hours:,.1f} GPU-hours{price}" if time.hours is not None else ""
+        return [f"time      not predicted: how fast {plan.accelerator.name} computes is not known here"]
+    seconds = {"computing": time.computing, "sending": time.sending, "updating": time.updating}
+    parts = [f"{amount:.2f} s {what}" for what, amount in seconds.items() if amount >= 0.005]
+    total = ""
+    if time.hours is not None:
+        price = f", {plan.dollars:,.2f} dollars" if plan.dollars is not None else ""
+        total = f"; {duration(time.hours)} in all, {_short(time.gpu_hours)} GPU-hours{price}"
     return [
-        *lines,
-        f"time      {time.step:.2f} s a step ({time.computing:.2f} s computing{waits}{updates}), {time.tokens_per_second:,.0f} tokens/s{total}",
+        f"time      {time.step:.2f} s a step ({' + '.join(parts)}), {time.tokens_per_second:,.0f} tokens/s{total}",
         f"          {time.flops / 1e12:,.0f} TFLOP a step and GPU at {time.utilisation:.0%} of {plan.accelerator.peak_tflops:g} TFLOP/s "
         f"({time.utilisation_from})",
     ]
@@ -118,7 +127,7 @@ def _table(plan):
         used = f"{row['memory_gb']:.1f} of {row['capacity_gb']:.1f} GB"
         line = f"  {row['gpus']} x {row['accelerator']:<10}{used:>22}  "
         if row["fits"]:
-            total = f"{duration(row['hours']):>12}{row['gpu_hours']:>12,.1f}" if known else ""
+            total = f"{duration(row['hours']):>12}{_short(row['gpu_hours']):>12}" if known else ""
             line += f"{'fits':<8}{row['tokens_per_second']:>10,.0f}{total}"
         else:
             line += "too much"

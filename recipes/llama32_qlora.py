@@ -16,8 +16,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common import chat_rows, constants, forecast, hub, launch, log, memory, mixing, plan, resume, run_directory, token_counts, tokenised
-from common import tracking, versions, zero
+from common import chat_rows, constants, forecast, hub, launch, log, memory, mixing, resume, run_directory, tokenised, versions, zero
 from common.constants import Share
 from common.job import Job
 from common.refusal import Refusal
@@ -120,13 +119,10 @@ def main(**overrides):
         return Job.of(model, settings.values, kernels="unsloth", loss="unsloth", zero=zero.facts(DS_CONFIG, model.hidden_size))
 
     if settings.plan:  # from what is on this machine: asks no network, builds nothing
-
-        def counts():
-            tokenizer = hub.local_tokenizer(MODEL_NAME, MODEL_REVISION)
-            cached = tokenised.find(prepare, TRAIN_FILES, tokenizer, **prepared)
-            return token_counts.measure(TRAIN_FILES, MAX_SEQ_LENGTH, HELD_OUT, tokenizer, cached)
-
-        return forecast.show(job(MODEL_NAME), MODEL_NAME, settings, "cpu" if settings.tiny else "RTX 3060", counts)
+        tokenizer = hub.local_tokenizer(MODEL_NAME, MODEL_REVISION)
+        cached = tokenised.find(prepare, TRAIN_FILES, tokenizer, **prepared)
+        own = "cpu" if settings.tiny else "RTX 3060"
+        return forecast.show(job(MODEL_NAME), MODEL_NAME, settings, own, TRAIN_FILES, HELD_OUT, tokenizer, cached)
 
     run_name = RUN_NAME or settings.default_run_name
     resume.check(run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)  # a wrong name, path or key is said now
@@ -144,12 +140,10 @@ def main(**overrides):
     model_name = hub.find(MODEL_NAME, MODEL_REVISION, UNGATED_COPY)
     initial = hub.find(INITIAL_MODEL, constant="INITIAL_MODEL") if INITIAL_MODEL else None
     base_gib = hub.weights_gib(model_name, MODEL_REVISION)
-    if not settings.no_plan:
-        plan.require(job(model_name), MODEL_NAME)  # stops a run that cannot fit, with the fix
+    expected = None if settings.no_plan else forecast.require(job, model_name)  # stops a run that cannot fit, with the fix
     data = tokenised.once(prepare, TRAIN_FILES, hub.tokenizer_directory(model_name, MODEL_REVISION), **prepared)
     log.say_once(tokenised.describe(data.statistics))
-    if not settings.no_plan:
-        forecast.announce(job(model_name), MODEL_NAME, token_counts.measure(TRAIN_FILES, MAX_SEQ_LENGTH, cached=data))
+    forecast.announce(expected, MODEL_NAME, data)
     launch.prepare_process()
     launch.on_all_gpus(settings)  # several GPUs: starts one rank on each and ends here; otherwise goes on
     if ds_config and not launch.is_distributed():
@@ -159,7 +153,7 @@ def main(**overrides):
     import torch
     from trl import SFTConfig, SFTTrainer
 
-    from common import batches, checkpoints, merging, model_card, models, report, watching
+    from common import batches, checkpoints, merging, model_card, models, report, tracking, watching
 
     models.quiet()
     models.require_bf16()
