@@ -7,7 +7,9 @@ Full fine-tuning under Unsloth runs transformers' modules (compiled, which can o
 
 from dataclasses import dataclass
 
-GIB = 2**30
+from common.dimensions import MLP
+
+MIB, GIB = 2**20, 2**30
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ def _inputs(width, names, training):
     masks = adapters * training.mask_bytes * width if training.dropout else 0
     if training.full:
         return 2 * width
-    if training.fused:
-        return (2 * width + masks) if adapters else 0
+    if training.fused and adapters == len(names):
+        return 2 * width + masks
     copies = adapters if training.copies_inputs else min(adapters, 1)
     return 2 * width * copies + masks + 2 * training.lora_r * adapters
 
@@ -56,7 +58,7 @@ def _attention(model, training):
     o_proj's input is the output: counted once where both keep the same tensor."""
     q, k, heads, kv_heads = model.query_size, model.key_value_size, model.num_attention_heads, model.num_key_value_heads
     kept = 2 * (q + 2 * k) + 2 * q + 4 * heads + _inputs(q, ("o_proj",), training)
-    if training.full or (_adapters(("o_proj",), training) and not training.copies_inputs):
+    if training.full or (_adapters(("o_proj",), training) and (training.fused or not training.copies_inputs)):
         kept -= 2 * q
     if model.qk_norm:
         kept += _norm(q, training, heads) + _norm(k, training, kv_heads)
@@ -65,12 +67,16 @@ def _attention(model, training):
     return kept
 
 
+def _mlp_fused(training):
+    return training.fused and _adapters(MLP, training) == len(MLP)  # Unsloth's kernel takes all three or none
+
+
 def _mlp(model, training):
     """SwiGLU: gate, silu(gate), up, and their product where the down projection keeps it; Unsloth computes the last two again.
     GELU as transformers' gelu_new writes it: x, x/2, tanh, 1 + tanh."""
     wide = model.intermediate_size
-    if training.fused:
-        return 2 * 2 * wide + _inputs(wide, ("down_proj",), training) - 2 * wide * _adapters(("down_proj",), training)
+    if _mlp_fused(training):
+        return 2 * 2 * wide + _inputs(wide, ("down_proj",), training) - 2 * wide
     return (3 if model.gated else 4) * 2 * wide + _inputs(wide, ("down_proj",), training)
 
 
@@ -86,7 +92,7 @@ def _mlp_peak(model, training):
     Unsloth writes gradients over the kept tensors and needs one more as wide as the MLP, going forward and back.
     """
     hidden, wide = model.hidden_size, model.intermediate_size
-    if training.fused:
+    if _mlp_fused(training):
         return 2 * wide, 2 * wide + 2 * hidden
     adapted = _adapters(("down_proj",), training)
     backward = 6 * wide - 2 * wide * bool(training.full or adapted)
@@ -137,13 +143,20 @@ def host_bytes(model, tokens, gradient_checkpointing):
     return 2 * model.hidden_size * tokens * (model.num_hidden_layers - 1) if gradient_checkpointing == "unsloth" else 0
 
 
+def _attention_peak(model, training):
+    """Bytes a token that live for a moment in the backward pass of flash attention on a GPU: the gradients of its output and of q, k,
+    v, an fp32 sum for that of q, one number in fp32 a head, and, where heads share keys, gradients of k and v for every head."""
+    q, k = model.query_size, model.key_value_size
+    return 2 * q + 2 * (q + 2 * k) + 4 * q + 4 * model.num_attention_heads + (4 * q if q != k else 0)
+
+
 def working_bytes(model, tokens, gradient_checkpointing, training=Training(), tiled_mlp=False):  # noqa: B008
     """Beside what is kept, at the peak of one layer's backward pass: its own tensors where they are computed again, and gradients.
 
     The peak lies in the MLP (see `_mlp_peak`). Beside it live tensors of the stream, `hidden_size` wide: the gradient of the layer's
     output, the output computed again, the residual. The gradient of one matrix is made before it is added to the others. With
     `tiled_mlp` the MLP runs in tiles of hidden_size tokens, each computed again; between tiles only its input, its output and their
-    gradients live.
+    gradients live, so that attention's or a norm's backward pass can be the peak.
     """
     hidden, wide = model.hidden_size, model.intermediate_size
     stream, matrix = 2 * hidden, 2 * hidden * wide * training.full
@@ -151,30 +164,44 @@ def working_bytes(model, tokens, gradient_checkpointing, training=Training(), ti
     again = gradient_checkpointing != "none"
     layer, mlp = layer_bytes_per_token(model, training), _mlp(model, training) + _mlp_input(model, training)
     own = (layer - stream * _keeps_input(model, training)) * again
-    copies = _adapter_copies(model, training) * again
+    fixed = _adapter_copies(model, training) * again
     if tiled_mlp:
         tile = min(tokens, hidden)
-        return tokens * (own - mlp * again + 4 * stream) + tile * (mlp + max(backward, forward) + stream) + matrix + copies
+        between = own - mlp * again + stream + (0 if training.fused else _norm_backward(model))
+        in_tile = tokens * (own - mlp * again + 4 * stream) + tile * (mlp + max(backward, forward) + stream) + matrix
+        return fixed + max(in_tile, tokens * between, tokens * (own - mlp * again + 2 * stream + _attention_peak(model, training)))
     frames = stream * (again + 2 * (not again) + 2 * (not training.full and not training.fused))
     down = max(tokens * backward, tokens * 2 * wide + matrix)
-    return tokens * own + copies + max(down + tokens * stream * (1 + again), tokens * (forward + frames))
+    return fixed + tokens * own + max(down + tokens * stream * (1 + again), tokens * (forward + frames))
+
+
+def _norm_backward(model):
+    """Bytes a token in the backward pass of transformers' RMSNorm: five fp32 tensors (LayerNorm's is one kernel: its gradient)."""
+    return 2 * model.hidden_size if model.family == "gpt2" else 20 * model.hidden_size
 
 
 def loss_bytes(tokens, vocab_size, hidden_size, loss, free_bytes=None, trains_head=False):
-    """Logits, loss and their gradients at their peak. `trains_head`: the output layer (or the tied embeddings) has a gradient.
+    """Logits, loss and their gradients at their peak. `trains_head`: the output layer (or the tied embeddings) has a gradient; counted
+    is the one being made, not the one it is added to.
 
     "whole" (transformers): log-softmax, its gradient and the gradient before it, all fp32: 12 bytes a logit.
-    "chunked" (TRL's chunked_nll): the same for 256 tokens at a time, and the hidden states sorted.
-    "unsloth": rows of logits in a buffer of at most 2 GiB or half of `free_bytes`, fp32, and the gradient of the hidden states, twice.
+    "chunked" (TRL's chunked_nll): 256 tokens at a time; logits, log-softmax and, for its entropy, probabilities and their product, all
+    fp32: 16 bytes a logit; the hidden states sorted, and their gradient.
+    "unsloth" (its fused linear loss): gradients are made going forward, in the buffer of the logits; that of the hidden states is
+    scaled into a second one going back. With a frozen output layer and 4096 tokens or more the logits are also cut along the
+    vocabulary, into 16384 columns: 256 MiB. Else whole rows, see `unsloth_rows`. `free_bytes`: of the GPU, when the loss is computed.
     """
-    head = 2 * vocab_size * hidden_size * trains_head
-    states = 2 * hidden_size * tokens
+    head, states = 2 * vocab_size * hidden_size * trains_head, 2 * hidden_size * tokens
     if loss == "whole":
         return max(12 * vocab_size * tokens, 2 * vocab_size * tokens + states + head)
     if loss == "chunked":
-        return 16 * vocab_size * min(tokens, 256) + 4 * states + 2 * head
-    rows = unsloth_rows(tokens, vocab_size, hidden_size, free_bytes)
-    return 2 * states + 2 * head + rows * (4 * vocab_size + 4 * hidden_size)
+        return 16 * vocab_size * min(tokens, 256) + 2 * states + head
+    rows, columns = unsloth_rows(tokens, vocab_size, hidden_size, free_bytes), vocab_size
+    if tokens >= 4096 and vocab_size > 2 * 16384 and not trains_head:
+        rows, columns = 4096, 16384
+        if free_bytes:
+            rows = max(1, min(rows, int(min(256 * MIB, free_bytes / 2) // (4 * columns))))
+    return 2 * states + 2 * head + 4 * rows * (columns + hidden_size)
 
 
 def unsloth_rows(tokens, vocab_size, hidden_size, free_bytes=None):
@@ -205,4 +232,6 @@ def peak(model, tokens, gradient_checkpointing, loss, training=Training(), tiled
     work = working_bytes(model, tokens, gradient_checkpointing, training, tiled_mlp) + waiting
     logits = last_norm_bytes(model, tokens, training)
     logits += loss_bytes(tokens, model.vocab_size, model.hidden_size, loss, free_bytes, trains_head)
+    if not training.fused and model.family != "gpt2":  # the last norm's own backward pass, with few logits
+        logits = max(logits, tokens * (4 * model.hidden_size + _norm_backward(model)) + waiting)
     return {"activations kept": kept, "one layer at work": work, "logits and loss": logits, "total": kept + max(work, logits)}
