@@ -17,12 +17,13 @@ from common.refusal import Refusal
 SMALL = 2 << 20  # bytes: of files that have no more in all every row is counted
 BLOCK = 1 << 17  # bytes of a file read at one place
 BLOCKS = 512  # places read in all files together: 64 MB, so that the lengths of a long tail are told
+LINES = 100_000  # looked at in all files: where lines are short fewer places suffice
 COUNTED = 1 << 20  # bytes of the sampled rows that are tokenised
+COUNTED_ROWS = 2000  # no more of them than these
 PIECE = 1 << 15  # characters of one message of a sample that are tokenised; the rest is taken to be like them
 KEPT = 50_000  # lengths kept
 CHARACTERS_PER_TOKEN = 4  # English, where no tokenizer is on this machine
 PACKED_TOGETHER = 1000  # rows: TRL packs inside of these, as `datasets.map` hands them over
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,17 +55,14 @@ def measure(files, max_length, held_out=0.0, tokenizer_directory=None, cached=No
     if cached:
         return _of_cache(cached)
     chat_rows.require(files)
-    weights = {file: weight for file, weight in files.items() if weight}
-    if not weights:
-        raise Refusal(f"the weights {files} leave no row to train on; give at least one file a weight above 0")
-    sizes = {file: Path(file).stat().st_size for file in weights}
+    sizes = {file: Path(file).stat().st_size for file, weight in files.items() if weight}
     count, how = _counter(tokenizer_directory)
     found = [_of_file(file, size, size / sum(sizes.values()), sum(sizes.values()), count, seed) for file, size in sizes.items()]
-    if not any(len(f.lengths) for f in found):
+    if found and not any(len(f.lengths) for f in found):
         raise Refusal(f"none of the {sum(f.counted for f in found):,} rows that were looked at can be used; {found[0].problem}")
-    rows = np.array([f.rows * (1 - f.unusable) * weights[f.file] * (1 - held_out) for f in found])
+    rows = np.array([f.rows * (1 - f.unusable) * files[f.file] * (1 - held_out) for f in found])
     if round(rows.sum()) == 0:
-        raise Refusal(f"the weights {files} leave no row to train on; give at least one file a larger one")
+        raise Refusal(f"the weights {files} leave no row to train on; give at least one file a larger weight")
     cut = [np.minimum(f.lengths, max_length) for f in found]
     shares = [(f.lengths > max_length).mean() if len(f.lengths) else 0.0 for f in found]
     kept = rows * min(1, KEPT / rows.sum())
@@ -105,11 +103,10 @@ def tokenizer_directory(name, revision=None):
     if Path(name).is_dir():
         return str(name) if (Path(name) / "tokenizer.json").is_file() else None
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
 
     try:
         found = try_to_load_from_cache(name, "tokenizer.json", revision=revision)
-    except HFValidationError:
+    except ValueError:  # no hub name
         return None
     return str(Path(found).parent) if isinstance(found, str) else None
 
@@ -150,7 +147,8 @@ def _of_file(file, size, share, total, count, seed):
         raise Refusal(f"{file} has no rows; TRAIN_FILES must name files with one JSON object a line")
     sizes = np.array([len(lines[place]) for place in used])
     rows = len(used) if whole else size * len(used) / (sum(map(len, lines)) + len(lines))
-    counted = len(used) if total <= SMALL else min(len(used), max(30, int(COUNTED * share / np.minimum(sizes, PIECE).mean())))
+    affordable = share * min(COUNTED_ROWS, COUNTED / np.minimum(sizes, PIECE).mean())
+    counted = len(used) if total <= SMALL else min(len(used), max(30, int(affordable)))
     order = np.argsort(sizes, kind="stable")
     nearest = np.arange(len(used)) * counted // len(used)  # the counted row of each line, in the order of their sizes
     chosen = order[np.searchsorted(nearest, np.arange(counted)) + np.bincount(nearest) // 2]
@@ -158,7 +156,7 @@ def _of_file(file, size, share, total, count, seed):
     for place in chosen:
         line = used[place] + 1 if whole else 0
         try:
-            conversations.append(chat_rows.parse(lines[used[place]].removeprefix(BYTE_ORDER_MARK).strip(), file, line)[0].messages)
+            conversations.append(chat_rows.parse(lines[used[place]].removeprefix(b"\xef\xbb\xbf").strip(), file, line)[0].messages)
         except chat_rows.BadRow as reason:
             problems[place] = f"{file}{f' line {line}' if line else ''}: {reason}"
             conversations.append(None)
@@ -181,8 +179,12 @@ def _lines(file, size, blocks, seed):
     with Path(file).open("rb") as content:
         if whole:
             return _split(content.read()), True
-        drawn = np.sort(np.random.default_rng(seed).choice(places, blocks, replace=False)).tolist()
-        lines = [line for place in drawn for line in _begun_in(content, place * BLOCK)]
+        found, looked_at = {}, 0
+        for place in np.random.default_rng(seed).choice(places, blocks, replace=False).tolist():
+            if looked_at <= LINES * blocks / BLOCKS:
+                found[place] = _begun_in(content, place * BLOCK)
+                looked_at += len(found[place])
+        lines = [line for place in sorted(found) for line in found[place]]
         content.seek(0)
         return lines or _split(content.readline()), False  # so long may lines be that none begins where we looked
 
@@ -191,7 +193,7 @@ def _begun_in(content, start):
     """The lines of the open file that begin in the block at byte `start`, the last one to its end."""
     content.seek(max(0, start - 1))
     if start:
-        content.readline(BLOCK)  # the end of a line that began before, or the newline at the block's edge
+        content.readline(BLOCK + 1)  # the end of a line that began before, or the newline at the block's edge
     text = content.read(max(0, start + BLOCK - content.tell()))
     return _split(text if text.endswith(b"\n") or not text else text + content.readline())
 
@@ -230,7 +232,7 @@ def _counter(directory):
             for messages in conversations
         ])  # fmt: skip
 
-    return count, "counted with the model's tokenizer" if tokenizer else "no tokenizer on this machine: 4 characters a token assumed"
+    return count, " counted with the model's tokenizer" if tokenizer else "; no tokenizer on this machine: 4 characters a token assumed"
 
 
 def _template_tokens(directory, tokens):
@@ -287,11 +289,10 @@ def _packed(lengths, capacity):
 def _sentence(found, how):
     counted, rows = sum(f.counted for f in found), sum(f.rows for f in found)
     if counted == rows:
-        text = f"all {rows:,} rows"
+        text = f"all {rows:,} rows{how}"
     else:
         about = round(rows, 2 - len(str(round(rows))))
-        text = f"a sample of {counted:,} of about {about:,.0f} rows"
-    text += f" {how}" if how.startswith("counted") else f"; {how}"
+        text = f"a sample of {counted:,} of about {about:,.0f} rows{how}"
     if problem := next((f.problem for f in found if f.problem), ""):
         share = sum(f.unusable * f.rows for f in found) / rows
         left_out = f"{share * rows:,.0f} of them" if counted == rows else f"about {max(share, 1e-4):.2%} of them"
