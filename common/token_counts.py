@@ -288,11 +288,8 @@ def _packed(lengths, capacity):
 
 def _sentence(found, how):
     counted, rows = sum(f.counted for f in found), sum(f.rows for f in found)
-    if counted == rows:
-        text = f"all {rows:,} rows{how}"
-    else:
-        about = round(rows, 2 - len(str(round(rows))))
-        text = f"a sample of {counted:,} of about {about:,.0f} rows{how}"
+    about = round(rows, 2 - len(str(round(rows))))  # two digits
+    text = f"all {rows:,} rows{how}" if counted == rows else f"a sample of {counted:,} of about {about:,.0f} rows{how}"
     if problem := next((f.problem for f in found if f.problem), ""):
         share = sum(f.unusable * f.rows for f in found) / rows
         left_out = f"{share * rows:,.0f} of them" if counted == rows else f"about {max(share, 1e-4):.2%} of them"
