@@ -30,7 +30,6 @@ UTILISATION = {  # {kind of work: {GPU: share of its peak that all executed FLOP
         "A100": (0.50, "torchtune, Llama 3.2 3B on one A100: 8,035 tokens/s"),
     },
 }
-MAX_REUSE_DISTANCE = 1e9  # parameters; DeepSpeed's stage3_max_reuse_distance: what is needed again within it stays gathered
 
 
 def attended_length(lengths):
@@ -145,23 +144,25 @@ def utilisation(method, accelerator):
 
 def communication_bytes(
     zero_stage, gpus, trained_parameters, base_parameters=0, gradient_accumulation_steps=1, recomputes=True, layer_parameters=0,
-    bytes_per_value=2,
+    max_reuse_distance=1e9, bytes_per_value=2,
 ):  # fmt: skip
     """Bytes that one GPU sends in an optimiser step: {"gradients", "weights", "total"}.
 
-    A ring over N GPUs sends (N-1)/N of the values to gather or to reduce-scatter them, twice that to all-reduce them (ZeRO paper,
-    section 7). 0: gradients all-reduced once a step. 1, 2: DeepSpeed 0.19.8 all-reduces them too, in buckets of which each rank keeps
-    its part (use_multi_rank_bucket_allreduce), where the paper reduce-scatters: once a step in stage 1, in each micro-batch in stage 2;
-    then the updated weights are gathered. 3: in each micro-batch all weights, frozen ones too (`base_parameters`), are gathered for
-    forward and for backward, and gradients reduce-scattered. Recomputing gathers once more only where a layer (`layer_parameters`) is
-    so large that its weights are let go before its backward.
+    A ring of N GPUs sends (N-1)/N of the values to gather or to reduce-scatter them, and twice that to all-reduce them (ZeRO paper,
+    section 7). Stage 0: gradients all-reduced once a step. Stages 1, 2: DeepSpeed 0.19.8 all-reduces them too, in buckets of which each
+    rank keeps its part (use_multi_rank_bucket_allreduce), where the paper reduce-scatters: once a step in stage 1, in each micro-batch in
+    stage 2; the updated weights are gathered. Stage 3, in each micro-batch: all weights, frozen `base_parameters` too, are gathered for
+    forward and for backward, and gradients reduce-scattered. Weights that the trace of modules needs again within `max_reuse_distance`
+    parameters (stage3_max_reuse_distance) stay: the last layers until their backward, and each layer from its recomputation to its
+    backward, if one of `layer_parameters` is not larger than half of that.
     """
     ring, steps = (gpus - 1) / gpus * bytes_per_value, gradient_accumulation_steps
-    reduced = {0: 2, 1: 2, 2: 2 * steps, 3: steps}[zero_stage]
-    gradients, weights = reduced * ring * trained_parameters, 0
+    gradients, weights = {0: 2, 1: 2, 2: 2 * steps, 3: steps}[zero_stage] * ring * trained_parameters, 0
     if zero_stage == 3:
-        gathers = 3 if recomputes and 2 * layer_parameters > MAX_REUSE_DISTANCE else 2
-        weights = steps * gathers * ring * (trained_parameters + base_parameters)
+        parameters = trained_parameters + base_parameters
+        stay = min(parameters, max_reuse_distance / (3 if recomputes else 2))  # until backward, what follows is walked twice or thrice
+        gathers = 3 if recomputes and 2 * layer_parameters > max_reuse_distance else 2
+        weights = steps * ring * (gathers * parameters - stay)
     elif zero_stage:
         weights = ring * trained_parameters
     return {"gradients": gradients, "weights": weights, "total": gradients + weights}

@@ -1,11 +1,18 @@
 """The FLOPs of common/compute.py against torch's own counter on Hugging Face's models; its bytes against the ZeRO paper's."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from object_store import free_port
 
 from common import compute, dimensions
 from common.dimensions import ATTENTION, KNOWN, MLP, Dimensions
+from common.refusal import Refusal
 
 ALL = ATTENTION + MLP
 SMALL = {
@@ -70,8 +77,8 @@ def counted(model, batch, length, targets=(), r=8, kernel="eager", checkpointing
 
 
 def assert_equal(found, wanted):
-    assert found["forward"] == pytest.approx(wanted["forward"], rel=0.01)
-    assert found["total"] == pytest.approx(wanted["total"], rel=0.01)
+    assert found["forward"] == pytest.approx(wanted["forward"], rel=1e-3)
+    assert found["total"] == pytest.approx(wanted["total"], rel=1e-3)
 
 
 @pytest.mark.parametrize("kernel", ["eager", "fused"])
@@ -118,3 +125,153 @@ def test_models_of_true_width(name):
     targets, r = ((), 0) if model.family == "gpt2" else (ALL, 16)
     found = compute.step_flops(model, 2 * length, length, r, targets, "true", causal=False)
     assert_equal(found, counted(model, 2, length, targets, r, "fused", "reentrant"))
+
+
+def test_the_mean_length_of_rows():
+    assert compute.attended_length([100, 100]) == 100
+    assert compute.attended_length([10, 30]) == 25  # a quarter of the tokens attends to 10, three quarters to 30
+    assert compute.attended_length([]) == 0
+    model = SMALL["llama"]
+    attention = compute.forward_flops(model, 40, 25, causal=False) - compute.forward_flops(model, 40, 0, causal=False)
+    assert attention == model.num_hidden_layers * 4 * model.query_size * (10 * 10 + 30 * 30)
+    half = compute.forward_flops(model, 40, 25) - compute.forward_flops(model, 40, 0, causal=False)
+    assert half == model.num_hidden_layers * 4 * model.query_size * (10 * 11 / 2 + 30 * 31 / 2)
+
+
+def test_a_loss_that_computes_its_logits_twice():
+    model, tokens = SMALL["llama"], 100
+    head = 2 * tokens * model.vocab_size * model.hidden_size
+    whole, chunked = (compute.step_flops(model, tokens, 10, loss=loss) for loss in ("whole", "chunked"))
+    assert chunked["recomputation"] == head and chunked["model"] == whole["model"]
+    few = compute.step_flops(model, tokens, 10, loss="chunked", labelled_tokens=25)
+    assert chunked["total"] - few["total"] == 4 * head * 3 / 4
+    assert compute.step_flops(model, tokens, 10, loss="unsloth") == whole
+
+
+def test_an_mlp_in_tiles_is_computed_once_more():
+    model = SMALL["llama"]
+    tiled = compute.step_flops(model, 100, 10, tiled_mlp=True)
+    assert tiled["recomputation"] == model.num_hidden_layers * 100 * 2 * 3 * model.hidden_size * model.intermediate_size
+
+
+@pytest.mark.parametrize(
+    "stage, steps, gradients, weights",  # in parameters that one of very many GPUs sends; the paper's section 7 has 2, 2 and 3
+    [(0, 1, 2, 0), (0, 4, 2, 0), (1, 1, 2, 1), (1, 4, 2, 1), (2, 1, 2, 1), (2, 4, 8, 1), (3, 1, 1, 2), (3, 4, 4, 8)],
+)
+def test_what_zero_sends(stage, steps, gradients, weights):
+    parameters, gpus = 10**12, 10**9
+    found = compute.communication_bytes(stage, gpus, parameters, gradient_accumulation_steps=steps)
+    assert found["gradients"] == pytest.approx(2 * gradients * parameters, rel=1e-3)
+    assert found["weights"] == pytest.approx(2 * weights * parameters, rel=1e-3)
+    assert found["total"] == found["gradients"] + found["weights"]
+    assert compute.communication_bytes(stage, 1, parameters, gradient_accumulation_steps=steps)["total"] == 0
+    eight = compute.communication_bytes(stage, 8, parameters, gradient_accumulation_steps=steps)
+    assert eight["total"] == pytest.approx(found["total"] * 7 / 8, rel=1e-6)
+
+
+def test_what_zero_3_sends_of_frozen_weights_and_of_large_layers():
+    half = compute.communication_bytes(3, 2, 10, 90, recomputes=False, max_reuse_distance=0)
+    assert half == {"gradients": 10, "weights": 200, "total": 210}
+    assert compute.communication_bytes(3, 2, 10, 90, recomputes=False, max_reuse_distance=60)["weights"] == 200 - 30
+    assert compute.communication_bytes(3, 2, 100, layer_parameters=50, max_reuse_distance=99)["weights"] == 300 - 33
+    assert compute.communication_bytes(3, 2, 100, layer_parameters=50, max_reuse_distance=102)["weights"] == 200 - 34
+
+
+def test_what_sequence_parallelism_sends():
+    model = SMALL["llama"]  # 8 heads of 32, 2 for keys and values: 256 + 64 + 64 + 256 values a token and layer
+    assert compute.sequence_parallel_bytes(model, 1000, 2, recomputes=False) == 2 * 2 * 1000 * 640 * 2 / 2
+    assert compute.sequence_parallel_bytes(model, 1000, 4) == 3 * 2 * 1000 * (256 + 128 + 128 + 256) * 2 * 3 / 4
+    assert compute.sequence_parallel_bytes(model, 1000, 1) == 0
+
+
+@pytest.mark.soak
+def test_what_deepspeed_sends(tmp_path):
+    names = ("zero_stage", "gradient_accumulation_steps", "trains_base", "max_reuse_distance")
+    table = [(1, 2, True, 0), (2, 1, True, 0), (2, 2, True, 0), (2, 2, False, 0), (3, 1, True, 0), (3, 2, True, 0), (3, 2, False, 0),
+             (3, 1, True, 2 * 128 * 128), (3, 1, True, 10**9)]  # fmt: skip
+    cases = [dict(zip(names, row, strict=True)) for row in table]
+    script, port = Path(__file__).with_name("counted_collectives.py"), str(free_port())
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, json.dumps(cases)]
+    ranks = [
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ | group | {"RANK": r, "LOCAL_RANK": r})
+        for r in "01"
+    ]
+    output = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    for case, sent in zip(cases, json.loads(output[0].splitlines()[-1]), strict=True):
+        frozen = 0 if case.pop("trains_base") else 5 * 128 * 128
+        wanted = compute.communication_bytes(
+            gpus=2, trained_parameters=6 * 128 * 128 - frozen, base_parameters=frozen, recomputes=False, **case
+        )
+        assert sent == pytest.approx(wanted["total"], rel=0.01), case  # the norm of the gradients is a few bytes more
+
+
+def mpt(layers, heads, width):
+    return Dimensions("gpt2", width, 4 * width, layers, heads, heads, width // heads, 50368, 2048, True)
+
+
+LLAMA_3_8B = Dimensions("llama", 4096, 14336, 32, 32, 8, 128, 128256, 8192, False)
+LORA_NEMO = {"lora_r": 16, "target_modules": ALL}
+LORA_TORCHTUNE = {
+    "lora_r": 64,
+    "target_modules": ("q_proj", "v_proj", "o_proj", *MLP),
+    "gradient_checkpointing": "true",
+    "use_reentrant": False,
+}
+# Tokens/s a GPU: MosaicML's llm-foundry (scripts/train/benchmarking), NeMo AutoModel's performance summary, torchtune's README. Its rows
+# of Alpaca are packed to 4096 but attend within themselves, about 200 tokens.
+PUBLISHED = [
+    ("pretraining", "H100", 989.4, mpt(24, 16, 2048), 2048, {}, 45455, 0.02),
+    ("pretraining", "A100", 312, mpt(24, 16, 2048), 2048, {}, 20513, 0.02),
+    ("pretraining", "H100", 989.4, mpt(24, 12, 1536), 2048, {}, 68551, 0.15),
+    ("pretraining", "H100", 989.4, mpt(32, 20, 2560), 2048, {}, 24142, 0.15),
+    ("pretraining", "H100", 989.4, mpt(32, 32, 4096), 2048, {}, 10643, 0.15),
+    ("pretraining", "A100", 312, mpt(32, 32, 4096), 2048, {}, 4641, 0.15),
+    ("full", "H100", 989.4, mpt(48, 56, 7168), 2048, {"gradient_checkpointing": "true"}, 2002, 0.02),
+    ("full", "A100", 312, mpt(48, 56, 7168), 2048, {"gradient_checkpointing": "true"}, 916, 0.02),
+    ("full", "H100", 989.4, mpt(40, 40, 5120), 4096, {"gradient_checkpointing": "true"}, 4717, 0.15),
+    ("full", "H100", 989.4, mpt(80, 64, 8192), 2048, {"gradient_checkpointing": "true"}, 1039, 0.15),
+    ("full", "A100", 312, mpt(32, 32, 4096), 4096, {"gradient_checkpointing": "true"}, 3684, 0.15),
+    ("lora", "H100", 989.4, LLAMA_3_8B, 4096, LORA_NEMO, 12473, 0.02),
+    ("lora", "H100", 989.4, KNOWN["Qwen/Qwen2.5-7B-Instruct"], 4096, LORA_NEMO, 14110, 0.15),
+    ("lora", "A100", 312, KNOWN["meta-llama/Llama-3.2-3B-Instruct"], 200, LORA_TORCHTUNE, 8210, 0.02),
+    ("qlora", "A100", 312, KNOWN["meta-llama/Llama-3.2-3B-Instruct"], 200, LORA_TORCHTUNE, 8035, 0.02),
+]
+
+
+@pytest.mark.parametrize("method, gpu, peak, model, length, settings, published, error", PUBLISHED)
+def test_published_throughput(method, gpu, peak, model, length, settings, published, error):
+    """Within 2 % where the run gave the share of the peak, within 15 % for runs that nothing was taken from."""
+    share, _ = compute.utilisation(method, gpu)
+    flops = compute.step_flops(model, length, length, **settings)["total"]
+    assert length / compute.step_seconds(flops, peak, share)["total"] == pytest.approx(published, rel=error)
+
+
+def test_a_measured_share_goes_before_a_published_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(compute, "MEASURED", tmp_path / "gpu.json")
+    share, source = compute.utilisation("qlora", "H200")
+    assert 0 < share < 1 and "H100" in source
+    assert compute.utilisation("qlora", "A100-80GB")[1] != source
+    compute.MEASURED.write_text(json.dumps({"utilisation": {"qlora": {"H200": 0.61}}}))
+    assert compute.utilisation("qlora", "H200") == (0.61, "measured on H200, bench/results/gpu.json")
+    assert compute.utilisation("qlora", "H100") == (share, source)
+    assert "bench" not in compute.utilisation("lora", "H200")[1]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"utilisation": {"lora": 0.4}}', '{"utilisation": {"lora": {"H200": 41}}}'])
+def test_a_measurement_that_cannot_be_read(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(compute, "MEASURED", tmp_path / "gpu.json")
+    compute.MEASURED.write_text(content)
+    with pytest.raises(Refusal, match="gpu.json"):
+        compute.utilisation("lora", "H200")
+
+
+def test_seconds():
+    assert compute.step_seconds(4e14, 1000, 0.5) == {"compute": 0.8, "communication": 0.0, "total": 0.8}
+    assert compute.step_seconds(4e14, 1000, 0.5, 50e9, 100)["total"] == 0.8
+    assert compute.step_seconds(4e14, 1000, 0.5, 150e9, 100)["total"] == 1.5
+    assert compute.step_seconds(4e14, 1000, 0.5, 50e9, 100, overlapped=False)["total"] == pytest.approx(1.3)
+    # 1e9 parameters in 16 bit with fp32 masters and moments: 2 + 12 read and written, 2 read twice
+    assert compute.optimizer_seconds(2e9, 12e9, 2e9, 3200) == pytest.approx(32e9 / 3.2e12)
+    assert compute.offloaded_optimizer_seconds(8e9, 1e9, 25, 100) == pytest.approx(4 / 25 + 240 / 100)
