@@ -131,7 +131,9 @@ def free_disk_gb(path):
 
 
 def size(gb):
-    """10^9 bytes in words: "1.2 GB", "0.8 MB"."""
+    """10^9 bytes in words: "1.2 GB", "0.8 MB", "2.3 TB"."""
+    if gb >= 1000:
+        return f"{gb / 1000:.1f} TB"
     return f"{gb:.1f} GB" if gb >= 1 else f"{1000 * gb:.1f} MB"
 
 

@@ -182,7 +182,7 @@ def disk_of(job, workload):
     if not job.pretraining:
         found["the model's download"] = disk_needs.merged_model_bytes(job.model)
     if workload:
-        found["tokenised cache"] = disk_needs.cache_bytes(workload.tokens)
+        found["tokens"] = disk_needs.cache_bytes(workload.tokens)
     return found
 
 
@@ -198,8 +198,7 @@ def fix(job, memory_gib):
     changes = footprint.smallest_change(job, memory_gib)
     if changes:
         return "Change " + "; and ".join(memory.in_words(job.constants(), change) for change in changes) + "."
-    if gpus := footprint.fewest_gpus(job, memory_gib):
-        return f"No constant is enough; {gpus} such GPUs are."
+    enough = footprint.fewest_gpus(job, memory_gib)
     larger = ((n, kind) for n, kind in accelerators.COMPARED if footprint.of(job.changed({"GPUS": n}), kind.memory_gib).fits)
-    found = next((f", or {n} x {kind.name}" for n, kind in larger), "")
-    return f"No constant is enough; take a smaller model{found}."
+    others = [f"{enough} such GPUs"] * bool(enough) + [next((f"{n} x {kind.name}" for n, kind in larger), "a smaller model")]
+    return f"No constant is enough; take {' or '.join(others)}."

@@ -6,7 +6,10 @@ from common import hardware
 from common.log import say
 
 WIDTH = 56  # characters of the bar
-MARKS = "█▓▒░▚▞▟▙"  # parts of the bar, in the order of the list below it
+MARKS = {  # of the parts of a footprint, in the bar and before their names
+    "weights": "W", "gradients": "G", "optimiser states": "O", "quantisation buffer": "Q", "ZeRO buffers": "Z", "activations": "A",
+    "logits and loss": "L", "gradients in fp32": "S", "fragmentation": "F", "CUDA context and libraries": "C",
+}  # fmt: skip
 
 
 def show(plan, as_json=False):
@@ -67,14 +70,13 @@ def _memory(plan):
     taken = plan.footprint
     scale = max(taken.total, taken.capacity)
     bar, end = "", 0.0
-    for mark, amount in zip(MARKS, taken.parts.values(), strict=False):
+    for name, amount in taken.parts.items():
         end += amount
-        bar += mark * (round(end / scale * WIDTH) - len(bar))
+        bar += MARKS[name] * (round(end / scale * WIDTH) - len(bar))
     room = round(taken.capacity / scale * WIDTH)
     bar = bar + "·" * (room - len(bar)) if taken.fits else bar[:room] + "|" + bar[room:]
     lines = [_fit(plan), f"          [{bar}]"]
-    for mark, (name, amount) in zip(MARKS, taken.parts.items(), strict=False):
-        lines.append(f"          {mark} {name:<26}{size(amount):>10}")
+    lines += [f"          {MARKS[name]} {name:<26}{size(amount):>10}" for name, amount in taken.parts.items()]
     for name, amount in taken.not_together.items():
         if amount:
             lines.append(f"            {name:<26}{size(amount):>10}  at another moment, in place of what is at work above")

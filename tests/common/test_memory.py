@@ -1,6 +1,4 @@
-"""Memory: a GPU that is too small is refused before anything loads; an allocation that fails ends with what to change, in order."""
-
-import os
+"""Memory: an allocation that fails ends with what to change, in order."""
 
 import pytest
 
@@ -50,27 +48,37 @@ def test_other_errors_stay_what_they_are():
 
 
 def test_the_order_and_the_values():
-    lines = memory.changes(SETTINGS)
-    assert [line.split()[0] for line in lines] == [
-        "PER_DEVICE_EVAL_BATCH_SIZE",
-        "PER_DEVICE_TRAIN_BATCH_SIZE",
-        "GRADIENT_CHECKPOINTING",
-        "LOAD_IN_4BIT",
-        "MAX_SEQ_LENGTH",
-        "LORA_R",
+    found = memory.ladders(SETTINGS)
+    assert found == [
+        [{"PER_DEVICE_TRAIN_BATCH_SIZE": size, "GRADIENT_ACCUMULATION_STEPS": 16 // size} for size in (4, 2, 1)],
+        [{"GRADIENT_CHECKPOINTING": "unsloth"}],
+        [{"LOAD_IN_4BIT": True}],
+        [{"MAX_SEQ_LENGTH": 1024}, {"MAX_SEQ_LENGTH": 512}],
+        [{"LORA_R": 8}],
     ]
-    assert "PER_DEVICE_TRAIN_BATCH_SIZE 8 -> 4 and GRADIENT_ACCUMULATION_STEPS 2 -> 4" in lines[1]
-    assert "MAX_SEQ_LENGTH 2048 -> 1024" in lines[4]
-    assert "LORA_R 16 -> 8" in lines[5]
+    assert memory.in_words(SETTINGS, found[0][0]) == (
+        "PER_DEVICE_TRAIN_BATCH_SIZE 8 -> 4 and GRADIENT_ACCUMULATION_STEPS 2 -> 4: the same rows a step, slower"
+    )
+    assert memory.ladders({"LORA_R": 32, "LORA_ALPHA": 64})[0] == [{"LORA_R": 16, "LORA_ALPHA": 32}, {"LORA_R": 8, "LORA_ALPHA": 16}]
+
+
+def test_an_evaluation_comes_first():
+    with pytest.raises(Refusal) as refused, memory.advice(**SETTINGS):
+        raise MemoryError
+    lines = str(refused.value).splitlines()
+    assert lines[1] == "  PER_DEVICE_EVAL_BATCH_SIZE 4 -> 1, if it happened in an evaluation"
+    assert lines[2].startswith("  PER_DEVICE_TRAIN_BATCH_SIZE 8 -> 4")
 
 
 @pytest.mark.parametrize("batch", range(2, 13))
 @pytest.mark.parametrize("accumulation", [1, 2, 3])
 def test_a_step_keeps_its_rows(batch, accumulation):
-    (line,) = memory.changes({"PER_DEVICE_TRAIN_BATCH_SIZE": batch, "GRADIENT_ACCUMULATION_STEPS": accumulation})
-    smaller, steps = (int(part.split("->")[1].split(":")[0]) for part in line.split(" and "))
-    assert smaller < batch
-    assert smaller * steps == batch * accumulation
+    (rungs,) = memory.ladders({"PER_DEVICE_TRAIN_BATCH_SIZE": batch, "GRADIENT_ACCUMULATION_STEPS": accumulation})
+    sizes = [change["PER_DEVICE_TRAIN_BATCH_SIZE"] for change in rungs]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] < batch
+    assert sizes[-1] == 1
+    assert all(c["PER_DEVICE_TRAIN_BATCH_SIZE"] * c["GRADIENT_ACCUMULATION_STEPS"] == batch * accumulation for c in rungs)
 
 
 def test_where_nothing_is_left_to_change():
@@ -81,39 +89,6 @@ def test_where_nothing_is_left_to_change():
         "LOAD_IN_4BIT": True,
         "LORA_R": 8,
     }
-    assert memory.changes(smallest) == ["take a smaller model or a larger GPU; every constant is at its smallest"]
-
-
-@pytest.fixture
-def gpus(tmp_path, monkeypatch):
-    """Put an nvidia-smi on the PATH that lists GPUs of so many MiB."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-    def write(*sizes):
-        lines = "".join(f"{n}, GPU-{n}, NVIDIA Small {n}, {mib}, {mib}, 580.95.05\n" for n, mib in enumerate(sizes))
-        (tmp_path / "answer").write_text(lines)
-        (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\ncat "{tmp_path}/answer"\n')
-        (tmp_path / "nvidia-smi").chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    return write
-
-
-def test_a_gpu_that_is_too_small(gpus):
-    gpus(81920, 4096)
-    with pytest.raises(Refusal) as refused:
-        memory.require_gpu("owner/model", 6.0, load_in_4bit=False)
-    assert str(refused.value).startswith("NVIDIA Small 1 has 4.0 GiB; owner/model needs at least 7.5 GiB (6.0 of weights, 1.5 to work in)")
-    assert "LOAD_IN_4BIT = True" in str(refused.value)
-    memory.require_gpu("owner/model", 6.0, load_in_4bit=True)
-    gpus(3000)
-    with pytest.raises(Refusal, match="in 4 bit.*take a smaller model or a larger GPU"):
-        memory.require_gpu("owner/model", 6.0, load_in_4bit=True)
-
-
-def test_a_gpu_that_is_large_enough_an_unknown_size_and_no_gpu(gpus, monkeypatch):
-    gpus(8192)
-    memory.require_gpu("owner/model", 6.0, load_in_4bit=False)
-    memory.require_gpu("owner/model", None, load_in_4bit=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    memory.require_gpu("owner/model", 6000.0, load_in_4bit=False)
+    assert memory.ladders(smallest) == []
+    with pytest.raises(Refusal, match="take a smaller model or a larger GPU; every constant is at its smallest"), memory.advice(**smallest):
+        raise MemoryError
