@@ -36,15 +36,17 @@ def of(job, memory_gib):
     the optimiser (no activations, but gradients in fp32). The largest counts.
     """
     stage, trained, zero = job.zero_stage, job.trained_parameters, job.zero
+    offload, largest = zero.offload_optimizer, model_states.largest_trained(job.model, trained)
     weights = model_states.weights_bytes(job.model, job.lora_r, job.target_modules, job.load_in_4bit, stage, job.gpus, zero.offload_param)
+    small = model_states.small_trained(job.model, job.lora_r, job.target_modules)
     standing = {
         "weights": weights["base"] + weights["trained"],
-        "gradients": model_states.gradient_bytes(trained, stage, job.gpus, zero.offload_optimizer),
-        "optimiser states": model_states.optimizer_bytes(trained, job.optim, stage, job.gpus, zero.offload_optimizer),
+        "gradients": model_states.gradient_bytes(trained, stage, job.gpus, offload, job.gradient_accumulation_steps, largest),
+        "optimiser states": model_states.optimizer_bytes(trained, job.optim, stage, job.gpus, offload, small),
     }
     buffers = model_states.buffer_bytes(
         stage, job.gpus, trained, job.model, zero.reduce_bucket_size, zero.allgather_bucket_size, zero.overlap_comm,
-        zero.prefetch_bucket_size, zero.max_live_parameters, zero.offload_optimizer, job.load_in_4bit,
+        zero.prefetch_bucket_size, zero.max_live_parameters, offload, job.load_in_4bit, job.kernels, zero.max_reuse_distance,
     )  # fmt: skip
     dequantised = buffers.pop("dequantised", 0)
     if dequantised:
@@ -60,7 +62,7 @@ def of(job, memory_gib):
     moments = {
         "loss": {"activations": work["activations kept"], "logits and loss": work["logits and loss"]},
         "backward": {"activations": work["activations kept"] + work["one layer at work"]},
-        "step": {"gradients in fp32": model_states.step_bytes(trained, stage, job.gpus, zero.offload_optimizer)},
+        "step": {"gradients in fp32": model_states.step_bytes(trained, stage, job.gpus, zero.offload_optimizer, largest)},
     }
     worst = max(moments, key=lambda moment: sum(moments[moment].values()))
     parts = standing | moments[worst]
