@@ -145,6 +145,6 @@ def test_require_disk(tmp_path):
     with pytest.raises(Refusal) as refused:
         hardware.require_disk(tmp_path, 1e9, "one checkpoint")
     sentence = str(refused.value)
-    assert sentence.startswith("one checkpoint needs 1000000000.0 GB")
+    assert sentence.startswith("one checkpoint needs 1000000.0 TB")
     assert str(tmp_path) in sentence
     assert "OUTPUT_DIR" in sentence
