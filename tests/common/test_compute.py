@@ -91,7 +91,7 @@ def test_everything_trained(name, kernel):
     assert found["model"] == found["total"] == found["forward"] + found["backward"] and found["recomputation"] == 0
 
 
-@pytest.mark.parametrize("targets", [ALL, ("q_proj", "v_proj"), ("v_proj",), ("o_proj",), MLP, ("down_proj",)], ids=str)
+@pytest.mark.parametrize("targets", [ALL, ("q_proj", "v_proj"), ("k_proj",), ("v_proj",), ("o_proj",), MLP, ("down_proj",)], ids=str)
 @pytest.mark.parametrize("name, kernel", [("llama", "eager"), ("qwen3", "fused"), ("one layer", "eager")])
 def test_an_adapter(name, kernel, targets):
     model, length, r = SMALL[name], 128, 16
