@@ -40,7 +40,7 @@ def require(job_of, model_name):
     needs, has = f"needs {plan_text.size(taken.total)} on each GPU", f"{accelerator.name} has {plan_text.size(taken.capacity)}"
     if not taken.fits:
         raise Refusal(
-            f"this run cannot fit: {model_name} with these constants {needs}, and {has}. {plan.fix(job, accelerator.memory_gib)} "
+            f"this run cannot fit: with these constants it {needs}, and {has}. {plan.fix(job, accelerator.memory_gib)} "
             "--plan shows what takes it; --no-plan starts all the same"
         )
     free = min((gpu.free_gib for gpu in hardware.gpus()), default=accelerator.memory_gib)  # NaN is never too little

@@ -49,7 +49,7 @@ def test_a_job_that_cannot_fit_is_refused_with_a_change_that_is_enough(gpus):
     with pytest.raises(Refusal) as refused:
         require(JOB.changed({"PER_DEVICE_TRAIN_BATCH_SIZE": 64}))
     said = str(refused.value)
-    assert said.startswith(f"this run cannot fit: {MODEL} with these constants needs ")
+    assert said.startswith("this run cannot fit: with these constants it needs ")
     assert "RTX 3060 has 12.9 GB. Change PER_DEVICE_TRAIN_BATCH_SIZE 64 -> " in said
     assert "--no-plan starts all the same" in said
     smaller = int(said.split("64 -> ")[1].split()[0])

@@ -197,11 +197,19 @@ def test_a_tokenizer_without_chat_template(here, tiny_model):
 def test_a_gpu_that_is_too_small(here):
     program = here / "bin" / "nvidia-smi"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho '0, GPU-1, NVIDIA T400, 1024, 1000, 580.95.05'\n")
+    program.write_text("#!/bin/sh\necho '0, GPU-1, NVIDIA T400, 512, 500, 580.95.05'\n")
     program.chmod(0o755)
+    path = write(here / "rows.jsonl", b"no row")  # what comes after the plan
     environment = {"PATH": f"{program.parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "0"}
-    said = command(here, **environment)
-    assert said.startswith("NVIDIA T400 has 1.0 GiB; tiny-llama needs at least 1.5 GiB")
+    said = command(here, "--train-files", f"{path}=1", **environment)
+    assert said.startswith("this run cannot fit: with these constants it needs ")
+    assert "NVIDIA T400 has 536.9 MB. " in said
+    assert "it is not JSON" in command(here, "--train-files", f"{path}=1", "--no-plan", **environment)
+
+
+def test_a_run_that_no_machine_can_hold(main):
+    said = main(max_seq_length=2_000_000, per_device_train_batch_size=65536)
+    assert re.match(r"this run cannot fit: .* and CPU has .* Change PER_DEVICE_TRAIN_BATCH_SIZE 65536 -> \d+ and ", said)
 
 
 def test_no_room_for_one_checkpoint(here):
@@ -218,6 +226,6 @@ def test_no_room_for_one_checkpoint(here):
     enormous = torch.nn.Linear(10**8, 10**7, bias=False, device="meta")  # 10^15 parameters, none of them in memory
     with pytest.raises(refusal.Refusal) as refused:
         watching.begin(run, None, settings, enormous, "tiny-llama", tokenised.Tokenised(here), [], False)
-    assert str(refused.value).startswith("one checkpoint needs 12000000.0 GB and the disk of ")
+    assert str(refused.value).startswith("one checkpoint needs 12000.0 TB and the disk of ")
     assert "OUTPUT_DIR" in str(refused.value)
     assert not run.path.exists()  # no run that seems to go on for ever
