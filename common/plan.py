@@ -104,13 +104,13 @@ def time_of(job, accelerator, computed_tokens_per_step, attended_length, steps):
     model, stage = job.model, job.zero_stage
     flops = compute.step_flops(
         model, computed_tokens_per_step / job.gpus, attended_length, job.lora_r, job.target_modules, job.gradient_checkpointing,
-        loss=job.loss, tiled_mlp=job.tiled_mlp,
+        loss=job.loss, use_reentrant=job.gradient_checkpointing == "unsloth" or stage == 3, tiled_mlp=job.tiled_mlp,
     )  # fmt: skip
     share, source = compute.utilisation(job.method, accelerator.name)
     recomputes = job.gradient_checkpointing != "none"
     sent = compute.communication_bytes(
         stage, job.gpus, job.trained_parameters, model.parameters() if job.lora_r else 0, job.gradient_accumulation_steps, recomputes,
-        model.layer_parameters(),
+        model.layer_parameters(), max_reuse_distance=job.zero.max_reuse_distance,
     )["total"]  # fmt: skip
     if job.sequence_parallel_size > 1:
         sent += compute.sequence_parallel_bytes(model, computed_tokens_per_step / job.gpus, job.sequence_parallel_size, recomputes)

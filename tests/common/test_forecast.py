@@ -1,4 +1,4 @@
-"""What a recipe says before it runs, and the run that cannot fit: refused with the fix, on GPUs that nvidia-smi tells of and without any."""
+"""What a recipe says before it runs, and the run that cannot fit: refused with the fix, on GPUs that nvidia-smi tells of and without."""
 
 import json
 import os

@@ -33,8 +33,8 @@ def test_the_plan_has_the_steps_and_tokens_that_training_has(tiny_run, tmp_path)
     code, said = call([sys.executable, "recipes/llama32_qlora.py", "--tiny", "--plan"], tmp_path)
     assert code == 0, said
     assert "tokens from: tokenised cache" in said
-    trained = re.search(r"^([\d,]+) steps of 8 x 1 x 1 rank\(s\) rows, about ([\d,]+) tokens each; 2 epochs; ([\d.]+%) padding", tiny_run.output, re.M)
-    steps, tokens, padding = trained.groups()
+    announced = r"^([\d,]+) steps of 8 x 1 x 1 rank\(s\) rows, about ([\d,]+) tokens each; 2 epochs; ([\d.]+%) padding"
+    steps, tokens, padding = re.search(announced, tiny_run.output, re.MULTILINE).groups()
     assert f"steps     {steps} of {tokens} tokens; 2 epochs of " in said
     assert f"{padding} padding in rows grouped by length" in said
     planned = re.search(r"([\d,]+) parameters, ([\d,]+) of them trained", said)
