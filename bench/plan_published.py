@@ -4,7 +4,9 @@ but tokens/s from the seconds that a source states.
 Each of RUNS has "source", "what" ("memory GiB" of one GPU at its peak, "tokens/s/GPU", or "length", the longest row that fits),
 "published", "accelerator" (as common.accelerators.parse reads it), "gpus", "model", the fields of a Job, and "assumed": what the source
 does not state, or states in a way a Job cannot say. "too_long" is a length that the source saw run out of memory, "parameters" a count
-that the source states.
+that the source states, "attended_length" the mean length of the row that a token attends in, where rows are packed. "counted" says whose
+count a memory is: "torch" (the tensors) or "driver" (the process). "adapter_bytes" are those of an adapter's parameter, its gradient and
+its moments, where they are not 16 (all fp32); "reduce_bucket_size" and "overlap_comm" are those of the ZeRO JSON.
 
 Left out, because a Job cannot say them: torchtune's rows whose optimiser steps inside the backward pass (no gradient is ever whole) or
 whose states are in bf16, its 70B and 405B (FSDP with other offload), MosaicML's fp8 and pure-bf16 rows, NeMo's rows with tensor or
@@ -48,11 +50,12 @@ def _torchtune():
     source = "torchtune README, Optimization flags; recipes/configs/llama3_2/3B_{method}_single_device.yaml; command below the table"
     assumed = (
         "an A100 of 80 GB (another row of the table takes 60 GiB); adapter in bf16, its Adam states too; torch.compile; LoRA as QLoRA's "
-        "command, with activation offloading, which with checkpointing keeps the layers' inputs in host memory, as 'unsloth' does here"
+        "command, with activation offloading, which with checkpointing keeps the layers' inputs in host memory, as 'unsloth' does here; "
+        "the rows of the config's Alpaca, packed, taken to be of 400 tokens (mean weighted by length)"
     )
     job = {
         "lora_r": 64, "target_modules": ("q_proj", "v_proj", "o_proj", *MLP), "per_device_train_batch_size": 2,
-        "gradient_checkpointing": "unsloth", "loss": "chunked",
+        "gradient_checkpointing": "unsloth", "loss": "chunked", "attended_length": 400, "adapter_bytes": 8, "counted": "torch",
     }  # fmt: skip
     for method, memory, speed in (("lora", 8.5, 8210), ("qlora", 4.6, 8035)):
         measured = {"memory GiB": memory, "tokens/s/GPU": speed}
@@ -61,7 +64,7 @@ def _torchtune():
 
     source = "torchtune README, Memory and training speed; recipes/configs/llama3_1/8B_{method}_single_device.yaml"
     assumed = "the config's adapter (rank 8); adapter in bf16, its Adam states too; torch.compile; "
-    job = {"lora_r": 8, "per_device_train_batch_size": 2, "loss": "chunked"}
+    job = {"lora_r": 8, "per_device_train_batch_size": 2, "loss": "chunked", "adapter_bytes": 8, "counted": "torch"}
     checkpointed, not_checkpointed = "checkpointing as in the config", "no checkpointing: the same run with it takes 16.2 GiB on a 4090"
     yield from _runs(source.format(method="lora"), {"memory GiB": 16.2}, "4090", 1, LLAMA_3_8B, 2048,
                      assumed + checkpointed, target_modules=("q_proj", "v_proj"), gradient_checkpointing="true", **job)  # fmt: skip
@@ -179,8 +182,10 @@ def _ulysses():
     """Hugging Face's blog "Ulysses Sequence Parallelism" (March 2026): Qwen3-4B, everything trained by TRL's SFTTrainer, ZeRO-3, optimiser
     on the CPU, checkpointing, 8 accumulated batches of one row."""
     source = "huggingface.co/blog/ulysses-sp, Benchmarks"
-    assumed = "batch 1; logits whole; the optimiser's step on a CPU that is not named; written GB and taken as GiB (81 GB did not fit)"
-    job = {"gradient_accumulation_steps": 8, "gradient_checkpointing": "true", "zero_stage": 3, "offload_optimizer": True}
+    assumed = "batch 1; logits whole; the optimiser on a CPU that is not named; written GB and taken as torch's GiB (81 did not fit)"
+    job = {
+        "gradient_accumulation_steps": 8, "gradient_checkpointing": "true", "zero_stage": 3, "offload_optimizer": True, "counted": "torch"
+    }  # fmt: skip
     four = job | {"sequence_parallel_size": 4}
     yield from _runs(source, {"memory GiB": 76.4, "tokens/s/GPU": 2436}, "H100", 1, QWEN_3_4B, 8192, assumed, **job)
     for length, memory, speed in ((8192, 23.4, 2315), (32768, 35.0, 7872), (65536, 50.5, 13396), (98304, 66.0, None)):
@@ -223,9 +228,10 @@ def _qwen():
 def _longlora():
     """Plain LoRA beside LongLoRA (arXiv 2309.12307); settings from fine-tune.py and ds_configs/stage2.json of dvlab-research/LongLoRA."""
     source = "LongLoRA, Table 12, plain LoRA at 8192; fine-tune.py, ds_configs/stage2.json"
-    assumed = "the number as others quote the table, which was not read; GB taken as GiB; logits whole; ZeRO's buckets of 10^9 elements"
+    assumed = "the number as others quote the table, which was not read; GB taken as GiB; logits whole"
     return _runs(source, {"memory GiB": 25.7}, "A100", 8, LLAMA_2_7B, 8192, assumed, lora_r=8, target_modules=ATTENTION,
-                 gradient_accumulation_steps=8, gradient_checkpointing="true", zero_stage=2)  # fmt: skip
+                 gradient_accumulation_steps=8, gradient_checkpointing="true", zero_stage=2, reduce_bucket_size=1e9,
+                 overlap_comm=True)  # fmt: skip
 
 
 RUNS = [
