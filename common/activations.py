@@ -125,17 +125,19 @@ def _adapter_copies(model, training):
 
 
 def kept_bytes(model, tokens, gradient_checkpointing, training=Training()):  # noqa: B008
-    """On the GPU at the end of the forward pass, without the last norm and the logits: the layers' tensors and rotary's table.
+    """On the GPU at the end of the forward pass, without the last norm and the logits: the layers' tensors and what all of them share.
 
     gradient_checkpointing: "none" keeps every layer's tensors; "true" each layer's input in bf16; "unsloth" moves these to host
     memory but for the last layer's, beside two buffers of one input through which they come back.
     """
-    rotary = 0 if model.learned_positions else 4 * model.head_dim * tokens
+    shared = 4 * model.head_dim  # sine and cosine of rotary
+    if model.family == "gpt2":  # the mask over the embeddings
+        shared = training.mask_bytes * model.hidden_size if training.dropout and training.full else 0
     if gradient_checkpointing == "none":
         layer = tokens * layer_bytes_per_token(model, training) + _adapter_copies(model, training)
-        return model.num_hidden_layers * layer + rotary
+        return model.num_hidden_layers * layer + shared * tokens
     layers = min(model.num_hidden_layers, 3) if gradient_checkpointing == "unsloth" else model.num_hidden_layers
-    return layers * 2 * model.hidden_size * tokens + rotary
+    return layers * 2 * model.hidden_size * tokens + shared * tokens
 
 
 def host_bytes(model, tokens, gradient_checkpointing):
