@@ -1,35 +1,64 @@
 """Bytes on disk and in host memory that a run needs beside its GPUs."""
 
-TOKENIZER_BYTES = 17e6  # Llama 3's tokenizer.json, the largest file of those that lie beside a checkpoint's tensors
+from common import model_states
+
+TOKENIZER_BYTES = 17.3e6  # Llama 3's tokenizer.json with its 128,256 tokens; Qwen's has 11.4e6
+SMALL_FILES_BYTES = 4e4  # of a checkpoint: README, configs, states of random numbers and of the trainer, manifest
+PROCESS_BYTES = 4e9  # of a rank: Python, torch with CUDA's libraries, the Trainer, without weights, which are mapped and moved
 
 
-def checkpoint_bytes(trained_parameters, optim, zero_stage, adapter=True, tokenizer_bytes=TOKENIZER_BYTES):
-    """Bytes of one checkpoint: what is trained, the optimiser's states, tokenizer."""
-    states = 2 * (1 + 4 / 256) if "8bit" in optim else 8
-    weights = 4 + (2 if zero_stage else 0)
-    return trained_parameters * (weights + states) + tokenizer_bytes
+def zero_bytes(trained_parameters, optim, zero_stage, gpus):
+    """Of the files that DeepSpeed writes for all ranks: fp32 master weights and moments, under ZeRO-1 and 2 also bf16 weights.
+
+    engine.save_checkpoint: one *_optim_states.pt a rank; ZeRO-3's *_model_states.pt hold no weights of a model trained whole.
+    """
+    states = gpus * model_states.optimizer_bytes(trained_parameters, optim, zero_stage, gpus)
+    return states + (2 * trained_parameters if zero_stage < 3 else 0)
+
+
+def checkpoint_bytes(trained_parameters, optim, zero_stage, adapter=True, tokenizer_bytes=TOKENIZER_BYTES, gpus=1, small=0):
+    """Of one checkpoint-N/: what is trained, the optimiser's states, tokenizer, small files; frozen weights are not in it.
+
+    In one process 12 bytes a parameter (fp32 weight and Adam's moments), 6 with an 8-bit optimiser; under ZeRO-1 and 2 16, under
+    ZeRO-3 14 (bf16 weights, fp32 master weights, moments; the first two write the bf16 weights twice). small: as in
+    `model_states.optimizer_bytes`. adapter: its bf16 weights under ZeRO-3 lie in DeepSpeed's files too.
+    """
+    others = tokenizer_bytes + SMALL_FILES_BYTES
+    if not zero_stage:
+        return 4 * trained_parameters + model_states.optimizer_bytes(trained_parameters, optim, 0, 1, small=small) + others
+    twice = 2 * trained_parameters if adapter and zero_stage == 3 else 0
+    return 2 * trained_parameters + zero_bytes(trained_parameters, optim, zero_stage, gpus) + twice + others
 
 
 def kept_bytes(one, save_total_limit):
-    """Bytes of all checkpoints at the worst moment: those kept, the best, and the one being written."""
+    """Of all checkpoints at the worst moment: those that are kept, the best one, and the one being written."""
     return one * (save_total_limit + 2)
 
 
 def final_model_bytes(trained_parameters, adapter=True, zero_stage=0, tokenizer_bytes=TOKENIZER_BYTES):
-    """Bytes of final_model/: the adapter in fp32 (bf16 under DeepSpeed), or the whole model in bf16."""
+    """Of final_model/: the adapter in fp32 (bf16 under DeepSpeed), or the whole model in bf16."""
     return trained_parameters * (4 if adapter and not zero_stage else 2) + tokenizer_bytes
 
 
 def merged_model_bytes(model, tokenizer_bytes=TOKENIZER_BYTES):
-    """Bytes of merged_model/ in 16 bit; also of the hub's copy of a bf16 model."""
+    """Of merged_model/ in 16 bit; the hub's copy of a bf16 model takes as much."""
     return model.parameters() * 2 + tokenizer_bytes
 
 
 def cache_bytes(tokens):
-    """Bytes of the tokenised cache: 4 of the id and 4 of the label per token."""
+    """Of the tokenised cache: 4 for the id and 4 for the label of a token."""
     return tokens * 8
 
 
-def host_bytes(ranks, process_bytes=4e9, kept_activations_bytes=0, offloaded_bytes=0):
-    """Bytes of host memory on one node: of every rank the process, the activations moved there and the offloaded states."""
+def kept_activations_bytes(model, tokens):
+    """Of host memory of one rank that "unsloth" checkpointing fills: the bf16 input of every layer, `tokens` of one micro-batch."""
+    return 2 * model.num_hidden_layers * tokens * model.hidden_size
+
+
+def host_bytes(ranks, process_bytes=PROCESS_BYTES, kept_activations_bytes=0, offloaded_bytes=0):
+    """Of host memory on one node: of each of its `ranks` the process, the activations moved there and the offloaded states.
+
+    Weights on their way to a GPU are pages of a mapped file, which the system gives back. Paged optimiser states come here only
+    while a GPU is full, and are not counted.
+    """
     return ranks * (process_bytes + kept_activations_bytes + offloaded_bytes)

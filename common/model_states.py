@@ -62,26 +62,19 @@ def weights_bytes(model, lora_r, target_modules, load_in_4bit, zero_stage, gpus,
     return {"base": base * share, "trained": trained * share}
 
 
-def gradient_bytes(trained_parameters, zero_stage, gpus, offload=False, gradient_accumulation_steps=1, largest=0):
-    """Bytes of the gradients of what is trained while the last micro-batch of a step goes backward, on one GPU.
+def gradient_bytes(trained_parameters, zero_stage, gpus, offload=False, largest=0):
+    """Bytes of the gradients from the backward pass to the step, on one GPU.
 
     Without DeepSpeed fp32, as the weights. Under it bf16 (engine.get_data_types: accumulated in the dtype of the model).
-    ZeRO-1: all, and where several micro-batches are accumulated the own part once more (stage_1_and_2.copy_grads_in_partition).
-    ZeRO-2: the own part, twice where they are accumulated: the sum so far, and the buffer into which the next ones come. A tensor that
-    reaches into the own part is kept whole, so that `largest`, the numbers in the largest one, is a lower bound.
-    ZeRO-3: the own part, from the start to the end of training (stage3.grad_partitions_flat_buffer).
-    offload: ZeRO-2 and 3 accumulate on the host.
+    ZeRO-1: all; the own part's copy takes the place of what has been reduced. ZeRO-2: the own part; a tensor that reaches into it is
+    kept whole (copy_grads_in_partition), so `largest`, the numbers in the largest one, is a lower bound. ZeRO-3: the own part, from
+    the start of training to its end (stage3.grad_partitions_flat_buffer). offload: ZeRO-2 and 3 keep them on the host.
     """
     if not zero_stage:
         return 4 * trained_parameters
-    accumulated = gradient_accumulation_steps > 1
     if zero_stage == 1:
-        return 2 * trained_parameters * (1 + accumulated / gpus)
-    if offload:
-        return 0
-    if zero_stage == 2:
-        return 2 * max(trained_parameters / gpus, largest) * (1 + accumulated)
-    return 2 * trained_parameters / gpus
+        return 2 * trained_parameters
+    return 0 if offload else 2 * max(trained_parameters / gpus, largest if zero_stage == 2 else 0)
 
 
 def moment_bytes(trained_parameters, optim, small=0):
@@ -121,8 +114,8 @@ def fp32_gradient_bytes(trained_parameters, zero_stage, gpus, offload=False, sub
 def step_bytes(trained_parameters, zero_stage, gpus, offload=False, largest=0, sub_group_size=1e9):
     """Bytes that exist only during the optimiser's step, when the activations are gone, on one GPU.
 
-    First the norm of the gradients, one tensor of the own part at a time in fp64 (get_grad_norm_direct); then the gradients in one
-    bf16 tensor and from it the fp32 copy, half as much again (`step` of stage_1_and_2.py, stage3._prepare_fp32_grad_for_sub_group).
+    First the norm of the gradients, one tensor of the own part at a time in fp64 (get_grad_norm_direct); then the fp32 copy, made from
+    a bf16 one in a single tensor, half as large (`step` of stage_1_and_2.py, stage3._prepare_fp32_grad_for_sub_group).
     """
     if not zero_stage or offload:
         return 0
@@ -141,13 +134,14 @@ def dequantised_bytes(model, kernels="unsloth"):
 
 def buffer_bytes(zero_stage, gpus, trained_parameters, model, reduce_bucket_size=5e8, allgather_bucket_size=5e8, overlap_comm=True,
                  prefetch_bucket_size=5e7, max_live_parameters=1e9, offload=False, load_in_4bit=False, kernels="unsloth",
-                 max_reuse_distance=1e9, param_persistence_threshold=1e5):  # fmt: skip
+                 max_reuse_distance=1e9, param_persistence_threshold=1e5, gradient_accumulation_steps=1):  # fmt: skip
     """{part: bytes} of working buffers on one GPU during forward and backward. Bucket sizes in numbers, as in DeepSpeed's JSON.
 
     "reduce bucket" (with contiguous_gradients) is allocated whole, however little is trained: by ZeRO-1 and 2 for each backward pass,
     twice under overlap_comm (setup_buckets), by ZeRO-3 once and for good (_setup_for_real_optimizer). "reduction" is the copy of a
     bucket, or of a larger tensor, that is sent (allreduce_bucket, reduce_scatter_coalesced). "whole gradient" is that of the largest
-    tensor, before it is cut. allgather_bucket_size costs nothing: the parts are gathered in place (all_gather_into_tensor_dp_groups).
+    tensor, before it is cut. "next gradients" are ZeRO-2's of a micro-batch after the first, before they are added to the sum.
+    allgather_bucket_size costs nothing: the parts are gathered in place (all_gather_into_tensor_dp_groups).
 
     ZeRO-3: "gathered" are whole weights: prefetching runs ahead until `max_live_parameters` are there, and one tensor more
     (partitioned_param_coordinator.fetch_sub_module); what comes again within `max_reuse_distance`, forward and backward, stays.
@@ -160,6 +154,8 @@ def buffer_bytes(zero_stage, gpus, trained_parameters, model, reduce_bucket_size
     parts["reduce bucket"] = 2 * reduce_bucket_size * (2 if overlap_comm and zero_stage < 3 else 1)
     parts["reduction"] = 2 * min(trained_parameters, max(reduce_bucket_size, largest))
     parts["whole gradient"] = 2 * largest
+    if zero_stage == 2 and gradient_accumulation_steps > 1:
+        parts["next gradients"] = gradient_bytes(trained_parameters, 2, gpus, offload, largest)
     if offload and zero_stage < 3:  # temp_grad_buffer_for_gpu_offload, and the norm in fp64
         parts["offload"] = 2 * largest + 8 * min(largest, trained_parameters / gpus)
     if zero_stage == 3 and gpus > 1:
@@ -178,11 +174,11 @@ def persistent_parameters(model, threshold):
     return model.num_hidden_layers * small + (others if model.hidden_size <= threshold else 0)
 
 
-def offloaded_bytes(trained_parameters, optim, zero_stage, gpus, model=None, offload_param=False, gradient_accumulation_steps=1):
+def offloaded_bytes(trained_parameters, optim, zero_stage, gpus, model, offload_param=False, gradient_accumulation_steps=1):
     """{part: bytes} in the host's memory of one GPU's process under offload_optimizer, and under ZeRO-3 offload_param.
 
     Master weights, moments, the fp32 gradients, which stay allocated there, and the bf16 ones (ZeRO-2: where they are accumulated).
-    ZeRO-1 and 2 also copy the new weights through a bf16 buffer of the own part. Pinned buffers may take up to twice that: torch
+    ZeRO-1 and 2 also copy the new weights through a bf16 buffer of the own part, and gradients through one of the largest tensor. Pinned buffers may take up to twice that: torch
     rounds them up to a power of two.
     """
     own = trained_parameters / gpus
@@ -190,7 +186,7 @@ def offloaded_bytes(trained_parameters, optim, zero_stage, gpus, model=None, off
     if zero_stage == 3 or gradient_accumulation_steps > 1:
         parts["gradients"] = 2 * own
     if zero_stage < 3:
-        parts["new weights"] = 2 * own
+        parts |= {"new weights": 2 * own, "staging": 2 * largest_trained(model, trained_parameters)}
     elif offload_param:
         parts["weights"] = 2 * model.parameters() / gpus
     return parts
