@@ -75,21 +75,28 @@ def of(job, memory_gib):
 def smallest_change(job, memory_gib):
     """The least that has to be changed for `job` to fit, as [{CONSTANT: new value}, …]; None where no constant is enough.
 
-    One constant, as far as it must go, in the order of `memory.ladders`; where one is not enough, all that it takes.
+    One constant, as far as it must go, in the order of `memory.ladders`; where one is not enough, several, of which those that cost
+    the result most are changed least.
     """
-    now = job.constants()
-    for rungs in memory.ladders(now):
-        for change in rungs:
-            if of(job.changed(change), memory_gib).fits:
-                return [change]
-    taken = []
-    for rungs in memory.ladders(now):
-        for change in rungs:
-            trial = [*taken, change]
-            if of(_with(job, trial), memory_gib).fits:
-                return _pruned(job, trial, memory_gib)
-        taken.append(rungs[-1])
-    return None
+
+    def fits(changes):
+        changed = job
+        for change in changes:
+            changed = changed.changed(change)
+        return of(changed, memory_gib).fits
+
+    ladders = memory.ladders(job.constants())
+    single = next(([change] for rungs in ladders for change in rungs if fits([change])), None)
+    if single or not fits([rungs[-1] for rungs in ladders]):
+        return single
+    taken = [[rungs[-1]] for rungs in ladders]
+    for place, rungs in reversed(list(enumerate(ladders))):
+        for less in ([], *([change] for change in rungs)):
+            trial = [*taken[:place], less, *taken[place + 1 :]]
+            if fits([change for changes in trial for change in changes]):
+                taken = trial
+                break
+    return [change for changes in taken for change in changes]
 
 
 def fewest_gpus(job, memory_gib, most=64):
@@ -99,17 +106,3 @@ def fewest_gpus(job, memory_gib, most=64):
     counts = (2**n for n in range(int(math.log2(most)) + 1))
     return next((n for n in counts if n > job.gpus and of(job.changed({"GPUS": n}), memory_gib).fits), None)
 
-
-def _with(job, changes):
-    for change in changes:
-        job = job.changed(change)
-    return job
-
-
-def _pruned(job, changes, memory_gib):
-    """`changes` without those that are not needed once the last one is made."""
-    for change in list(changes):
-        rest = [other for other in changes if other is not change]
-        if of(_with(job, rest), memory_gib).fits:
-            changes = rest
-    return changes

@@ -1,11 +1,14 @@
 """A plan as a person reads it: a page for --plan, a few lines before training."""
 
 import json
+import shutil
+import textwrap
 
 from common import hardware
 from common.log import say
 
 WIDTH = 56  # characters of the bar
+INDENT = " " * 10
 MARKS = {  # of the parts of a footprint, in the bar and before their names
     "weights": "W", "gradients": "G", "optimiser states": "O", "quantisation buffer": "Q", "ZeRO buffers": "Z", "activations": "A",
     "logits and loss": "L", "gradients in fp32": "S", "fragmentation": "F", "CUDA context and libraries": "C",
@@ -21,12 +24,17 @@ def show(plan, as_json=False):
 
 def page(plan):
     """The whole plan; the table of other GPUs only where the job is for a GPU."""
-    return "\n".join([*_head(plan), *_memory(plan), *_disk(plan), *_run(plan), *([] if plan.accelerator.is_cpu else _table(plan))])
+    return _wrapped([*_head(plan), *_memory(plan), *_disk(plan), *_run(plan), *([] if plan.accelerator.is_cpu else _table(plan))])
 
 
 def summary(plan):
     """What stands before a training: memory, and time where it can be told."""
-    return "\n".join([_fit(plan), *_time(plan)] if plan.time else [_fit(plan)])
+    return _wrapped([_fit(plan), *_time(plan)] if plan.time else [_fit(plan)])
+
+
+def _wrapped(lines):
+    width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
+    return "\n".join(textwrap.fill(line, width, subsequent_indent=INDENT) if len(line) > width else line for line in lines)
 
 
 def size(number_of_bytes):
@@ -79,7 +87,7 @@ def _memory(plan):
     lines += [f"          {MARKS[name]} {name:<26}{size(amount):>10}" for name, amount in taken.parts.items()]
     for name, amount in taken.not_together.items():
         if amount:
-            lines.append(f"            {name:<26}{size(amount):>10}  at another moment, in place of what is at work above")
+            lines.append(f"            {name:<26}{size(amount):>10}  at another moment")
     return lines + ([f"fix       {plan.fix}"] if plan.fix else [])
 
 

@@ -98,10 +98,15 @@ def test_a_model_that_is_not_known_is_trained_with_a_warning(gpus):
     log.close()
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 def test_the_page(capsys):
     found = forecast.show(JOB, MODEL, Switches(gpus="8xH100", usd_per_gpu_hour=3.5, tokens=10_000_000), "RTX 3060", {})
     said = capsys.readouterr().out
-    assert f"{3_212_749_824 + 24_313_856:,} parameters, 24,313,856 of them trained (0.75%) by QLoRA, ZeRO-2" in said
+    assert f"{3_212_749_824 + 24_313_856:,} parameters, 24,313,856 of them trained (0.75%) by QLoRA" in said
     assert "8 x H100, 79.6 GiB each (as asked)" in said
     for name, amount in found["memory_bytes_per_gpu"]["parts"].items():
         assert f"{name:<26}{size(amount / 1e9):>10}" in said
