@@ -41,12 +41,13 @@ def of(job, memory_gib):
     small = model_states.small_trained(job.model, job.lora_r, job.target_modules)
     standing = {
         "weights": weights["base"] + weights["trained"],
-        "gradients": model_states.gradient_bytes(trained, stage, job.gpus, offload, job.gradient_accumulation_steps, largest),
+        "gradients": model_states.gradient_bytes(trained, stage, job.gpus, offload, largest),
         "optimiser states": model_states.optimizer_bytes(trained, job.optim, stage, job.gpus, offload, small),
     }
     buffers = model_states.buffer_bytes(
         stage, job.gpus, trained, job.model, zero.reduce_bucket_size, zero.allgather_bucket_size, zero.overlap_comm,
         zero.prefetch_bucket_size, zero.max_live_parameters, offload, job.load_in_4bit, job.kernels, zero.max_reuse_distance,
+        gradient_accumulation_steps=job.gradient_accumulation_steps,
     )  # fmt: skip
     dequantised = buffers.pop("dequantised", 0)
     if dequantised:

@@ -6,7 +6,7 @@ Arithmetic from `dimensions`, `footprint`, `compute` and `disk_needs`; nothing i
 import math
 from dataclasses import asdict, dataclass
 
-from common import accelerators, activations, compute, disk_needs, footprint, memory
+from common import accelerators, activations, compute, disk_needs, footprint, memory, model_states
 from common.accelerators import Accelerator
 from common.footprint import Footprint
 from common.job import Job
@@ -174,7 +174,8 @@ def _elsewhere(job, count, kind, tokens_per_step, attended_length, steps):
 def disk_of(job, workload):
     """{what: bytes} on this run's disk at its fullest."""
     trained, adapter = job.trained_parameters, job.lora_r > 0
-    one = disk_needs.checkpoint_bytes(trained, job.optim, job.zero_stage, adapter)
+    small = model_states.small_trained(job.model, job.lora_r, job.target_modules)
+    one = disk_needs.checkpoint_bytes(trained, job.optim, job.zero_stage, adapter, gpus=job.gpus, small=small)
     found = {"checkpoints": disk_needs.kept_bytes(one, job.save_total_limit)}
     found["final_model"] = disk_needs.final_model_bytes(trained, adapter, job.zero_stage)
     if adapter and job.merge:
@@ -190,7 +191,12 @@ def host_of(job):
     """Bytes of host memory that the ranks of one node need."""
     ranks = min(job.gpus, accelerators.GPUS_PER_NODE)
     kept = activations.host_bytes(job.model, job.micro_batch_tokens, job.gradient_checkpointing)
-    return disk_needs.host_bytes(ranks, kept_activations_bytes=kept)
+    offloaded = {}
+    if job.zero.offload_optimizer and job.zero_stage:
+        offloaded = model_states.offloaded_bytes(
+            job.trained_parameters, job.optim, job.zero_stage, job.gpus, job.model, job.zero.offload_param, job.gradient_accumulation_steps
+        )
+    return disk_needs.host_bytes(ranks, kept_activations_bytes=kept, offloaded_bytes=sum(offloaded.values()))
 
 
 def fix(job, memory_gib):
