@@ -112,10 +112,11 @@ def time_of(job, accelerator, computed_tokens_per_step, attended_length, steps):
         stage, job.gpus, job.trained_parameters, model.parameters() if job.lora_r else 0, job.gradient_accumulation_steps, recomputes,
         model.layer_parameters(), max_reuse_distance=job.zero.max_reuse_distance,
     )["total"]  # fmt: skip
-    if job.sequence_parallel_size > 1:
-        sent += compute.sequence_parallel_bytes(model, computed_tokens_per_step / job.gpus, job.sequence_parallel_size, recomputes)
     link = accelerator.link_gb_per_s if job.gpus <= accelerators.GPUS_PER_NODE else accelerator.node_gb_per_s
     seconds = compute.step_seconds(flops["total"], accelerator.peak_tflops, share, sent, link, overlapped=job.zero.overlap_comm)
+    if job.sequence_parallel_size > 1:  # attention waits for this exchange, which hides behind nothing
+        exchanged = compute.sequence_parallel_bytes(model, computed_tokens_per_step / job.gpus, job.sequence_parallel_size, recomputes)
+        seconds["total"] += exchanged / (link * 1e9)
     mine = job.trained_parameters / (job.gpus if stage else 1)
     if job.zero.offload_optimizer and stage:
         updating = compute.offloaded_optimizer_seconds(job.trained_parameters, mine)
