@@ -31,7 +31,7 @@ def test_the_written_table_has_every_run_and_today_s_predictions(plan_accuracy):
     found = plan_accuracy.rows()
     assert [row["published"] for row in written] == [row["published"] for row in found]
     for row, now in zip(written, found, strict=True):
-        assert row["predicted"] == pytest.approx(now["predicted"], rel=0.02), row["setting"]  # else run bench/plan_accuracy.py anew
+        assert row["predicted"] == pytest.approx(now["predicted"], rel=0.05), row["setting"]  # else run bench/plan_accuracy.py anew
 
 
 def test_every_run_it_misses_by_a_fifth_has_a_reason(plan_accuracy):
