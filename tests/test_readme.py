@@ -1,5 +1,6 @@
 """Every command of the README is run: here, by the tests named below, or by .ci/run."""
 
+import json
 import re
 import subprocess
 import sys
@@ -36,6 +37,9 @@ ELSEWHERE = {
 }
 HERE = {
     "python recipes/llama32_qlora.py",
+    "python recipes/llama32_qlora.py --plan",
+    "python recipes/llama32_qlora.py --plan --gpus 4xH100 --usd-per-gpu-hour 3.5 --tokens 2e8",
+    "python recipes/llama32_qlora.py --plan --gpus 1x12GB --json",
     'make train RECIPE=llama32_qlora ARGS="--tiny"',
     "python recipes/llama32_qlora.py --learning-rate 1e-4 --num-train-epochs 5",
     "python recipes/llama32_qlora.py --config my_run.yaml",
@@ -51,6 +55,18 @@ def test_every_command_is_run_somewhere():
 def test_without_data_the_recipe_says_which_file_is_missing(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "recipes" / "llama32_qlora.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "data/cross_validated.jsonl does not exist" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_plans_of_the_readme(tmp_path):
+    plans = sorted(command for command in HERE if "--plan" in command)
+    said = [call(command.split(), tmp_path, CUDA_VISIBLE_DEVICES="") for command in plans]
+    assert [code for code, _ in said] == [0, 0, 0], said
+    by_memory, priced, plain = json.loads(said[1][1]), said[2][1], said[0][1]
+    assert by_memory["accelerator"]["memory_gib"] == 12 and by_memory["time"] is None
+    assert re.search(r"GPU-hours, [\d,.]+ dollars", priced)
+    assert "the recipe's own hardware; no GPU was found here" in plain
+    shown = next(block for block in BLOCKS if "[WWW" in block)
+    assert all(line.strip() in plain for line in shown.strip().splitlines())  # the README's excerpt is what is printed
 
 
 def test_train_through_make_with_the_readmes_config_and_flags(tmp_path):
