@@ -40,7 +40,7 @@ HIDDEN = (  # rows of plan.json that the table leaves out, for their neighbours 
 
 WHY = (  # (kind, start of the source, field, values or None, what makes the prediction differ)
     ("memory GiB", "ArcticTraining", "loss", ("whole",),
-     "the driver also counts the freed bf16 logits, 2 bytes a logit that no fp32 block fits into"),
+     "the source's two lengths lie 14 bytes a logit apart above 8 GiB, where the plan has 12.6 above 3.5"),
     ("memory GiB", "ArcticTraining", "loss", ("chunked",), "Liger's norms and SwiGLU, which keep half of what transformers' own keep"),
     ("length", "ArcticTraining", "loss", ("chunked",), "Liger's norms and SwiGLU, which keep half of what transformers' own keep"),
     ("length", "ArcticTraining", "loss", ("whole",), "a round length that ran, not the last that fits"),
