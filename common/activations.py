@@ -5,7 +5,7 @@ Nothing here is fitted. Each function counts, operation by operation, the tensor
 Full fine-tuning under Unsloth runs transformers' modules (compiled, which can only lower the figure): counted as "torch".
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.dimensions import MLP
 
@@ -21,11 +21,13 @@ class Training:
     target_modules: tuple = ()  # q_proj ... down_proj that carry an adapter
     dropout: float = 0.0  # of the adapter, or, in GPT-2, of the residual stream
     autocast: bool = True  # adapter in fp32 under bf16 autocast, as the Trainer's bf16 runs it; False: adapter in bf16
-    mask_bytes: float = 1  # of one feature in a dropout's mask on a GPU; on a CPU masks are as wide as what they multiply
+    tiled_mlp: bool = False  # Unsloth's: the MLP in tiles, each computed again for its backward pass
+    cpu: bool = False  # as PyTorch's CPU operations do it, where a test counts: masks as wide as tensors, attention without fp32 sums
     eager_length: int = 0  # row length where attention is "eager" and keeps length x length scores; 0: flash-like SDPA
 
     full = property(lambda self: not self.lora_r)
     copies_inputs = property(lambda self: self.autocast or self.dropout > 0)  # PEFT's adapters, each for itself
+    mask_bytes = property(lambda self: (4 if self.lora_r and self.autocast else 2) if self.cpu and self.kernels == "torch" else 1)
     fused = property(lambda self: self.kernels == "unsloth" and self.lora_r > 0)
 
 
@@ -80,8 +82,8 @@ def _mlp(model, training):
     return (3 if model.gated else 4) * 2 * wide + _inputs(wide, ("down_proj",), training)
 
 
-def _mlp_input(model, training):
-    return _inputs(model.hidden_size, ("gate_proj", "up_proj"), training)
+def _whole_mlp(model, training):
+    return _inputs(model.hidden_size, ("gate_proj", "up_proj"), training) + _mlp(model, training)
 
 
 def _mlp_peak(model, training):
@@ -114,11 +116,11 @@ def layer_bytes_per_token(model, training=Training()):  # noqa: B008
     else:
         norms = 2 * _norm(hidden, training)
     attention = _inputs(hidden, ("q_proj", "k_proj", "v_proj"), training) + _attention(model, training)
-    return norms + attention + _mlp_input(model, training) + _mlp(model, training)
+    return norms + attention + (2 * hidden if training.tiled_mlp else _whole_mlp(model, training))  # tiles keep their input alone
 
 
 def _adapter_copies(model, training):
-    """bf16 copies of one layer's adapter that autocast makes and the backward pass keeps, in bytes."""
+    """bf16 copies of one layer's adapter that autocast makes and the backward pass keeps, in bytes. Unsloth keeps none."""
     if not training.lora_r or training.fused or not training.autocast:
         return 0
     return 2 * model.lora_parameters(training.lora_r, training.target_modules) / model.num_hidden_layers
@@ -145,41 +147,44 @@ def host_bytes(model, tokens, gradient_checkpointing):
     return 2 * model.hidden_size * tokens * (model.num_hidden_layers - 1) if gradient_checkpointing == "unsloth" else 0
 
 
-def _attention_peak(model, training):
-    """Bytes a token that live for a moment in the backward pass of flash attention on a GPU: the gradients of its output and of q, k,
-    v, an fp32 sum for that of q, one number in fp32 a head, and, where heads share keys, gradients of k and v for every head."""
+def _attention_backward(model, training):
+    """Bytes a token that live for a moment in the backward pass of flash attention: the gradients of its output and of q, k, v; on a GPU
+    also an fp32 sum for that of q, one fp32 a head, and, where heads share keys, gradients of k and v for every head."""
     q, k = model.query_size, model.key_value_size
-    return 2 * q + 2 * (q + 2 * k) + 4 * q + 4 * model.num_attention_heads + (4 * q if q != k else 0)
+    on_gpu = 4 * q + 4 * model.num_attention_heads + (4 * q if q != k else 0)
+    return 2 * q + 2 * (q + 2 * k) + on_gpu * (not training.cpu)
 
 
-def working_bytes(model, tokens, gradient_checkpointing, training=Training(), tiled_mlp=False):  # noqa: B008
+def _norm_backward(model, training):
+    """Bytes a token in the backward pass of transformers' RMSNorm: five fp32 tensors. LayerNorm and Unsloth's make the gradient alone."""
+    return 2 * model.hidden_size if model.family == "gpt2" or training.fused else 20 * model.hidden_size
+
+
+def working_bytes(model, tokens, gradient_checkpointing, training=Training()):  # noqa: B008
     """Beside what is kept, at the peak of one layer's backward pass: its own tensors where they are computed again, and gradients.
 
-    The peak lies in the MLP (see `_mlp_peak`). Beside it live tensors of the stream, `hidden_size` wide: the gradient of the layer's
-    output, the output computed again, the residual. The gradient of one matrix is made before it is added to the others. With
-    `tiled_mlp` the MLP runs in tiles of hidden_size tokens, each computed again; between tiles only its input, its output and their
-    gradients live, so that attention's or a norm's backward pass can be the peak.
+    The peak mostly lies in the MLP (see `_mlp_peak`), with wide queries in attention, when the MLP's tensors are gone. Beside it live
+    tensors of the stream, `hidden_size` wide: the gradient of the layer's output, the output computed again, the residual. The gradient
+    of one matrix is made before it is added to the others. A tiled MLP works on hidden_size tokens at a time, each tile computed again;
+    the gradient of its input is there for all.
     """
     hidden, wide = model.hidden_size, model.intermediate_size
     stream, matrix = 2 * hidden, 2 * hidden * wide * training.full
-    backward, forward = _mlp_peak(model, training)
     again = gradient_checkpointing != "none"
-    layer, mlp = layer_bytes_per_token(model, training), _mlp(model, training) + _mlp_input(model, training)
+    layer, mlp = layer_bytes_per_token(model, training), _whole_mlp(model, training)
     own = (layer - stream * _keeps_input(model, training)) * again
-    fixed = _adapter_copies(model, training) * again
-    if tiled_mlp:
-        tile = min(tokens, hidden)
-        between = own - mlp * again + stream + (0 if training.fused else _norm_backward(model))
-        in_tile = tokens * (own - mlp * again + 4 * stream) + tile * (mlp + max(backward, forward) + stream) + matrix
-        return fixed + max(in_tile, tokens * between, tokens * (own - mlp * again + 2 * stream + _attention_peak(model, training)))
-    frames = stream * (again + 2 * (not again) + 2 * (not training.full and not training.fused))
-    down = max(tokens * backward, tokens * 2 * wide + matrix)
-    return fixed + tokens * own + max(down + tokens * stream * (1 + again), tokens * (forward + frames))
-
-
-def _norm_backward(model):
-    """Bytes a token in the backward pass of transformers' RMSNorm: five fp32 tensors (LayerNorm's is one kernel: its gradient)."""
-    return 2 * model.hidden_size if model.family == "gpt2" else 20 * model.hidden_size
+    ends = stream * (1 + again)
+    backward, forward = _mlp_peak(model, training)
+    norm = stream + 8 if model.family == "gpt2" else _norm(hidden, training)
+    in_norm = own - (2 * hidden if training.tiled_mlp else mlp) + ends + _norm_backward(model, training)
+    in_attention = own - (2 * hidden if training.tiled_mlp else mlp) - norm + ends + _attention_backward(model, training)
+    if training.tiled_mlp:
+        in_mlp = tokens * (own + ends + stream) + min(tokens, hidden) * (mlp + max(backward, forward) + stream) + matrix
+    else:
+        frames = stream * (again + 2 * (not again) + 2 * (not training.full and not training.fused))
+        down = max(tokens * backward, tokens * 2 * wide + matrix)
+        in_mlp = tokens * own + max(down + tokens * ends, tokens * (forward + frames))
+    return _adapter_copies(model, training) * again + max(in_mlp, tokens * in_norm, tokens * in_attention)
 
 
 def loss_bytes(tokens, vocab_size, hidden_size, loss, free_bytes=None, trains_head=False):
@@ -201,14 +206,14 @@ def loss_bytes(tokens, vocab_size, hidden_size, loss, free_bytes=None, trains_he
     rows, columns = unsloth_rows(tokens, vocab_size, hidden_size, free_bytes), vocab_size
     if tokens >= 4096 and vocab_size > 2 * 16384 and not trains_head:
         rows, columns = 4096, 16384
-        if free_bytes:
+        if free_bytes is not None:
             rows = max(1, min(rows, int(min(256 * MIB, free_bytes / 2) // (4 * columns))))
     return 2 * states + 2 * head + 4 * rows * (columns + hidden_size)
 
 
 def unsloth_rows(tokens, vocab_size, hidden_size, free_bytes=None):
     """Tokens in one chunk of Unsloth's fused loss: tokens x H / V, at least 512 and at most 4096, powers of two, within its budget."""
-    budget = min(2 * GIB, free_bytes / 2) if free_bytes else 2 * GIB
+    budget = min(2 * GIB, free_bytes / 2) if free_bytes is not None else 2 * GIB
 
     def power_below(x):
         return 1 << max(int(x).bit_length() - 1, 0)
@@ -228,12 +233,14 @@ def peak(model, tokens, gradient_checkpointing, loss, training=Training(), tiled
     """{"activations kept", "one layer at work", "logits and loss"} in bytes, and "total", of which the last two never meet: the loss
     is at its peak when the backward pass begins, a layer after the logits are gone. total = kept + the larger of the two.
     A tied output layer's gradient waits through the whole backward pass for that of the embeddings."""
-    trains_head = training.full if trains_head is None else trains_head
+    training, trains_head = replace(training, tiled_mlp=tiled_mlp), training.full if trains_head is None else trains_head
     waiting = 2 * model.vocab_size * model.hidden_size * (trains_head and model.tie_word_embeddings)
     kept = kept_bytes(model, tokens, gradient_checkpointing, training)
-    work = working_bytes(model, tokens, gradient_checkpointing, training, tiled_mlp) + waiting
+    work = working_bytes(model, tokens, gradient_checkpointing, training) + waiting
+    if free_bytes is not None:
+        free_bytes = max(free_bytes - kept, 0)
     logits = last_norm_bytes(model, tokens, training)
     logits += loss_bytes(tokens, model.vocab_size, model.hidden_size, loss, free_bytes, trains_head)
-    if not training.fused and model.family != "gpt2":  # the last norm's own backward pass, with few logits
-        logits = max(logits, tokens * (4 * model.hidden_size + _norm_backward(model)) + waiting)
+    last_norm = tokens * (4 * model.hidden_size + _norm_backward(model, training)) + waiting  # its backward pass, with few logits
+    logits = max(logits, last_norm)
     return {"activations kept": kept, "one layer at work": work, "logits and loss": logits, "total": kept + max(work, logits)}

@@ -29,13 +29,13 @@ SHAPES = [
     ("gpt2", (64, 256, 4, 4, 16, 3), (2, 96)),
     ("gpt2", (96, 384, 3, 3, 32, 2), (3, 50)),
 ]
-METHODS = {  # what is trained and how; the bytes of a mask are a CPU's, as wide as what the mask multiplies
-    "full": Training(),
-    "full, dropout": Training(dropout=0.1, mask_bytes=2),
-    "lora": Training(lora_r=8, target_modules=ALL),
-    "lora of attention": Training(lora_r=4, target_modules=("q_proj", "v_proj", "o_proj")),
-    "lora in bf16": Training(lora_r=8, target_modules=ALL, autocast=False),
-    "lora, dropout": Training(lora_r=8, target_modules=ALL, dropout=0.1, mask_bytes=4),
+METHODS = {  # what is trained and how, counted as a CPU does it
+    "full": Training(cpu=True),
+    "full, dropout": Training(dropout=0.1, cpu=True),
+    "lora": Training(lora_r=8, target_modules=ALL, cpu=True),
+    "lora of attention": Training(lora_r=4, target_modules=("q_proj", "v_proj", "o_proj"), cpu=True),
+    "lora in bf16": Training(lora_r=8, target_modules=ALL, autocast=False, cpu=True),
+    "lora, dropout": Training(lora_r=8, target_modules=ALL, dropout=0.1, cpu=True),
 }
 GPT2, OTHERS = ("full", "full, dropout"), ("full", "lora", "lora of attention", "lora in bf16", "lora, dropout")
 CASES = [(*shape, method) for shape in SHAPES for method in (GPT2 if shape[0] == "gpt2" else OTHERS)]
@@ -124,7 +124,7 @@ def test_eager_attention_keeps_its_scores():
     model, shape = build("llama", widths, "full", attention="eager")
     batch = torch.randint(0, 64, rows)
     saved = saved_bytes(lambda: model(input_ids=batch, use_cache=False), known(model, batch))
-    training = Training(eager_length=96)
+    training = Training(eager_length=96, cpu=True)
     assert activations.kept_bytes(shape, 192, "none", training) + activations.last_norm_bytes(shape, 192) == pytest.approx(saved, rel=0.05)
 
 
