@@ -16,18 +16,30 @@ def zero_bytes(trained_parameters, optim, zero_stage, gpus):
     return states + (2 * trained_parameters if zero_stage < 3 else 0)
 
 
-def checkpoint_bytes(trained_parameters, optim, zero_stage, adapter=True, tokenizer_bytes=TOKENIZER_BYTES, gpus=1, small=0):
-    """Of one checkpoint-N/: what is trained, the optimiser's states, tokenizer, small files; frozen weights are not in it.
+def frozen_in_checkpoint_bytes(model, load_in_4bit):
+    """Of what DeepSpeed saves of a frozen base though it is told to leave it out, once a checkpoint.
+
+    It leaves out by the names of parameters (engine.module_state_dict). An output layer tied to the embeddings is saved by its
+    second name, under ZeRO-1 and 2 whole; the scales and tables of NF4 are no parameters.
+    """
+    scales = model_states.nf4_bytes(model) - model.linear_parameters() / 2 if load_in_4bit else 0
+    return scales + 2 * model.vocab_size * model.hidden_size * model.tie_word_embeddings
+
+
+def checkpoint_bytes(trained_parameters, optim, zero_stage, adapter=True, tokenizer_bytes=TOKENIZER_BYTES, gpus=1, small=0, model=None,
+                     load_in_4bit=False):  # fmt: skip
+    """Of one checkpoint-N/: what is trained, the optimiser's states, tokenizer, small files.
 
     In one process 12 bytes a parameter (fp32 weight and Adam's moments), 6 with an 8-bit optimiser; under ZeRO-1 and 2 16, under
     ZeRO-3 14 (bf16 weights, fp32 master weights, moments; the first two write the bf16 weights twice). small: as in
-    `model_states.optimizer_bytes`. adapter: its bf16 weights under ZeRO-3 lie in DeepSpeed's files too.
+    `model_states.optimizer_bytes`. The frozen base of an adapter is not in it, but for what `frozen_in_checkpoint_bytes` says of `model`.
     """
     others = tokenizer_bytes + SMALL_FILES_BYTES
     if not zero_stage:
         return 4 * trained_parameters + model_states.optimizer_bytes(trained_parameters, optim, 0, 1, small=small) + others
-    twice = 2 * trained_parameters if adapter and zero_stage == 3 else 0
-    return 2 * trained_parameters + zero_bytes(trained_parameters, optim, zero_stage, gpus) + twice + others
+    if adapter and model and zero_stage < 3:
+        others += frozen_in_checkpoint_bytes(model, load_in_4bit)
+    return 2 * trained_parameters + zero_bytes(trained_parameters, optim, zero_stage, gpus) + others
 
 
 def kept_bytes(one, save_total_limit):

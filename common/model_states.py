@@ -178,8 +178,8 @@ def offloaded_bytes(trained_parameters, optim, zero_stage, gpus, model, offload_
     """{part: bytes} in the host's memory of one GPU's process under offload_optimizer, and under ZeRO-3 offload_param.
 
     Master weights, moments, the fp32 gradients, which stay allocated there, and the bf16 ones (ZeRO-2: where they are accumulated).
-    ZeRO-1 and 2 also copy the new weights through a bf16 buffer of the own part, and gradients through one of the largest tensor. Pinned buffers may take up to twice that: torch
-    rounds them up to a power of two.
+    ZeRO-1 and 2 also copy the new weights through a bf16 buffer of the own part, and gradients through one of the largest tensor.
+    Pinned buffers may take up to twice that: torch rounds them up to a power of two.
     """
     own = trained_parameters / gpus
     parts = {"master weights": 4 * own, "moments": moment_bytes(own, optim), "gradients in fp32": 4 * own}

@@ -64,7 +64,7 @@ def make(stage, offload):
 
 
 def train(stage, offload, directory):
-    """What was seen in the second of two steps; "gathered" is how many weights were whole at once."""
+    """What was seen in the second of two steps; also how many weights were "gathered" at once, and what is saved of "frozen" ones."""
     seen = Seen()
     engine, ids = make(stage, offload)
     parameters, gathered = list(engine.module.parameters()), [0]
@@ -96,9 +96,12 @@ def train(stage, offload, directory):
     engine.step()
     look("after")()
     engine.save_checkpoint(directory, tag="all")
+    engine.module.model.requires_grad_(False)
+    of_frozen = engine.module_state_dict(exclude_frozen_parameters=True) if stage < 3 else {}
+    frozen = sum(tensor.nbytes for tensor in of_frozen.values())
     engine.destroy()
     engine.optimizer.__dict__.clear()
-    return seen.moments | {"gathered": gathered[0]}
+    return seen.moments | {"gathered": gathered[0], "frozen": frozen}
 
 
 @contextmanager
@@ -130,4 +133,4 @@ if __name__ == "__main__":
     found = {name: train(*kind, Path(sys.argv[1]) / name) for name, kind in RUNS.items()}
     Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(found))
     deepspeed.comm.barrier()  # who leaves first takes the other one's connection away
-    deepspeed.comm.destroy_process_group()
+    os._exit(0)  # gloo's threads abort some orderly ends

@@ -160,7 +160,8 @@ def test_at_no_moment_is_there_more_than_predicted(seen, run):
         assert found <= most
         assert found > (0.84 if offload else 0.94) * most
     if offload:
-        assert ranks(seen, run, "step") <= ranks(seen, run, "after") and model_states.step_bytes(SMALL.parameters(), stage, 2, True) == 0
+        assert max(ranks(seen, run, "step")) <= min(ranks(seen, run, "after")) + ROUNDING
+        assert model_states.step_bytes(SMALL.parameters(), stage, 2, True) == 0
     else:
         step = standing + gradients + model_states.step_bytes(SMALL.parameters(), stage, 2)
         assert max(ranks(seen, run, "step")) <= step + sum(buffers[part] for part in ("reduce bucket", "persistent") if part in buffers)
@@ -190,6 +191,12 @@ def test_deepspeeds_part_of_a_checkpoint(seen, stage):
     assert found == pytest.approx(disk_needs.zero_bytes(SMALL.parameters(), "adamw_torch_fused", stage, 2), rel=0.01)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_tied_output_layer_is_saved_though_it_is_frozen(seen, stage):
+    found = [rank["frozen"] for rank in seen[0][f"zero-{stage}"]]
+    assert found == [disk_needs.frozen_in_checkpoint_bytes(SMALL, load_in_4bit=False)] * 2 == [2 * 2048 * 256] * 2
+
+
 # Against bitsandbytes
 
 
@@ -210,6 +217,9 @@ def test_weights_in_nf4_are_as_many_bytes_as_bitsandbytes_allocates(tmp_path, wi
         for tensor in (parameter, *scales):
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     model = from_config({"model_type": "llama", **shape})
+    names = dict(loaded.named_parameters())
+    saved = sum(tensor.nbytes for name, tensor in loaded.state_dict().items() if name not in names)  # with 180 bytes of JSON each
+    assert saved == pytest.approx(disk_needs.frozen_in_checkpoint_bytes(model, True), abs=200 * 7 * model.num_hidden_layers)
     assert sum(storages.values()) == model_states.weights_bytes(model, 8, ATTENTION, True, 0, 1)["base"]
     per_parameter = 8 * (model_states.nf4_bytes(KNOWN["Qwen/Qwen2.5-7B-Instruct"]) / KNOWN["Qwen/Qwen2.5-7B-Instruct"].linear_parameters())
     assert per_parameter == pytest.approx(4.127, abs=0.001)
