@@ -16,7 +16,7 @@ from pathlib import Path
 SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4,
          "vocab_size": 2048, "max_position_embeddings": 64, "tie_word_embeddings": True}  # fmt: skip
 RUNS = {"zero-1": (1, False), "zero-2": (2, False), "zero-3": (3, False), "zero-2 offload": (2, True), "zero-3 offload": (3, True)}
-REDUCE, PREFETCH, LIVE, REUSE, PERSISTENT, ACCUMULATION = 600_000, 100_000, 1_000_000, 0, 1000, 2
+REDUCE, PREFETCH, LIVE, REUSE, PERSISTENT, ACCUMULATION, OVERLAP = 600_000, 100_000, 1_000_000, 0, 1000, 2, True
 LEAST = 128  # bytes that a tensor must have to be counted: neither a counter of steps nor the frequencies of positions
 
 
@@ -52,7 +52,7 @@ def make(stage, offload):
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE)).bfloat16()
-    zero = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True, "reduce_bucket_size": REDUCE,
+    zero = {"stage": stage, "overlap_comm": OVERLAP, "contiguous_gradients": True, "reduce_bucket_size": REDUCE,
             "stage3_prefetch_bucket_size": PREFETCH, "stage3_max_live_parameters": LIVE, "stage3_max_reuse_distance": REUSE,
             "stage3_param_persistence_threshold": PERSISTENT} | ({"offload_optimizer": {"device": "cpu"}} if offload else {})  # fmt: skip
     config = {"bf16": {"enabled": True}, "zero_optimization": zero, "zero_allow_untested_optimizer": True, "gradient_clipping": 1.0,

@@ -110,7 +110,7 @@ def predicted(stage, offload=False):
     weights = model_states.weights_bytes(SMALL, **EVERYTHING, zero_stage=stage, gpus=2)["trained"]
     standing = weights + model_states.optimizer_bytes(count, "adamw_torch_fused", stage, 2, offload)
     buffers = model_states.buffer_bytes(
-        stage, 2, count, SMALL, real.REDUCE, overlap_comm=False, prefetch_bucket_size=real.PREFETCH, max_live_parameters=real.LIVE,
+        stage, 2, count, SMALL, real.REDUCE, overlap_comm=real.OVERLAP, prefetch_bucket_size=real.PREFETCH, max_live_parameters=real.LIVE,
         offload=offload, max_reuse_distance=real.REUSE, param_persistence_threshold=real.PERSISTENT,
         gradient_accumulation_steps=real.ACCUMULATION,
     )  # fmt: skip
@@ -142,7 +142,8 @@ def test_every_moment_of_a_step_under_zero(seen, stage):
 
     first = held + buffers["whole gradient"] + buffers.get("next gradients", 0)
     first += table if stage == 3 else buffers["reduce bucket"]  # at the table of embeddings no other weight is gathered any more
-    assert ranks(seen, run, "backward") == pytest.approx([first] * 2, abs=ROUNDING)
+    if stage > 1:  # ZeRO-1 has sent most of its gradients then; the test below has its bound
+        assert ranks(seen, run, "backward") == pytest.approx([first] * 2, abs=ROUNDING)
 
     own = model_states.gradient_bytes(SMALL.parameters(), max(stage, 2), 2)
     step = for_good + model_states.fp32_gradient_bytes(SMALL.parameters(), stage, 2) + (own if stage < 3 else -buffers["persistent"])
@@ -158,7 +159,7 @@ def test_at_no_moment_is_there_more_than_predicted(seen, run):
     for rank in seen[0][run]:
         found = max(sum(rank[moment].values()) for moment in ("backward", "reduction", "between"))
         assert found <= most
-        assert found > (0.84 if offload else 0.94) * most
+        assert found > (0.85 if offload else 0.94) * most
     if offload:
         assert max(ranks(seen, run, "step")) <= min(ranks(seen, run, "after")) + ROUNDING
         assert model_states.step_bytes(SMALL.parameters(), stage, 2, True) == 0
