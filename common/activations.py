@@ -176,8 +176,9 @@ def working_bytes(model, tokens, gradient_checkpointing, training=Training()):  
     ends = stream * (1 + again)
     backward, forward = _mlp_peak(model, training)
     norm = stream + 8 if model.family == "gpt2" else _norm(hidden, training)
-    in_norm = own - (2 * hidden if training.tiled_mlp else mlp) + ends + _norm_backward(model, training)
-    in_attention = own - (2 * hidden if training.tiled_mlp else mlp) - norm + ends + _attention_backward(model, training)
+    before = own - (2 * hidden if training.tiled_mlp else mlp) + ends  # when the MLP's own tensors are gone
+    in_norm = before - 2 * hidden * (training.full and model.family != "gpt2") + _norm_backward(model, training)
+    in_attention = before - norm + _attention_backward(model, training)
     if training.tiled_mlp:
         in_mlp = tokens * (own + ends + stream) + min(tokens, hidden) * (mlp + max(backward, forward) + stream) + matrix
     else:

@@ -6,8 +6,11 @@ that now a layer and now the loss is the peak.
 
 import gc
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,12 +40,14 @@ METHODS = {  # what is trained and how, counted as a CPU does it
     "lora in bf16": Training(lora_r=8, target_modules=ALL, autocast=False, cpu=True),
     "lora, dropout": Training(lora_r=8, target_modules=ALL, dropout=0.1, cpu=True),
 }
-GPT2, OTHERS = ("full", "full, dropout"), ("full", "lora", "lora of attention", "lora in bf16", "lora, dropout")
-CASES = [(*shape, method) for shape in SHAPES for method in (GPT2 if shape[0] == "gpt2" else OTHERS)]
+OF_FAMILY = {"gpt2": ("full", "full, dropout"), "llama": tuple(m for m in METHODS if m != "full, dropout")}
+CASES = [(*shape, method) for shape in SHAPES for method in OF_FAMILY.get(shape[0], ("full", "lora", "lora, dropout"))]
 LAYER, LOSS = 64, 1024  # vocabularies: the peak is one layer's, the peak is the loss's
-PEAKS = [(checkpointing, CASES[i], LAYER) for checkpointing in ("none", "reentrant") for i in (1, 5, 3, 10, 26, 31, 36, 38)]
-PEAKS += [("not reentrant", CASES[i], LAYER) for i in (0, 6, 37)]
-PEAKS += [(checkpointing, CASES[i], LOSS) for checkpointing in ("none", "reentrant") for i in (2, 15, 35)]
+REENTRANT = [(0, "lora"), (1, "full"), (1, "lora, dropout"), (2, "lora of attention"), (3, "lora"), (6, "full"), (8, "full, dropout")]
+PEAKS = [("none", *SHAPES[i], method, LAYER) for i, method in ((1, "full"), (2, "lora"), (5, "lora"), (8, "full, dropout"))]
+PEAKS += [("reentrant", *SHAPES[i], method, LAYER) for i, method in REENTRANT]
+PEAKS += [("not reentrant", *SHAPES[i], method, LAYER) for i, method in ((0, "full"), (7, "full"))]
+PEAKS += [(how, *SHAPES[i], method, LOSS) for how, i, method in (("none", 0, "full"), ("reentrant", 4, "lora"), ("reentrant", 7, "full"))]
 CPU = torch.device("cpu")
 
 
@@ -128,9 +133,8 @@ def test_eager_attention_keeps_its_scores():
     assert activations.kept_bytes(shape, 192, "none", training) + activations.last_norm_bytes(shape, 192) == pytest.approx(saved, rel=0.05)
 
 
-@pytest.mark.parametrize(("checkpointing", "case", "vocab_size"), PEAKS)
-def test_the_peak_of_a_step(checkpointing, case, vocab_size):
-    family, widths, rows, method = case
+@pytest.mark.parametrize(("checkpointing", "family", "widths", "rows", "method", "vocab_size"), PEAKS)
+def test_the_peak_of_a_step(checkpointing, family, widths, rows, method, vocab_size):
     training, tokens = METHODS[method], rows[0] * rows[1]
     model, shape = build(family, widths, method, vocab_size)
     if checkpointing != "none":
@@ -172,3 +176,87 @@ print(json.dumps([module.fused_linear_rows(tokens, hidden, vocab, 4) for tokens,
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout.splitlines()[-1]) == [activations.unsloth_rows(*shape) for shape in grid]
+
+
+@pytest.mark.soak
+def test_unsloths_tiles():
+    """In a process of its own: importing Unsloth patches other packages, and takes longer than all the tests above."""
+    ran = subprocess.run([sys.executable, "-c", "import test_activations; test_activations.print_tiled_peaks()"], capture_output=True,
+                         text=True, cwd=Path(__file__).parent,
+                         env={**os.environ, "UNSLOTH_IS_PRESENT": "1"})  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    counted = json.loads(ran.stdout.splitlines()[-1])
+    assert len(counted) == 3
+    for most, formula in counted:
+        assert formula == pytest.approx(most, rel=0.06)
+
+
+def print_tiled_peaks():
+    from unsloth_zoo.tiled_mlp import patch_tiled_mlp
+
+    torch.set_num_threads(1)
+    found, rows = [], (2, 200)
+    for widths, method, checkpointed in (((64, 400, 4, 2, 16, 3), "full", True), ((96, 416, 6, 6, 16, 2), "lora", True),
+                                         ((96, 416, 6, 6, 16, 2), "lora", False)):  # fmt: skip
+        model, shape = build("llama", widths, method)
+        patch_tiled_mlp(model, "arctic")
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": True})
+        _, most = live_step(model, torch.randint(0, LAYER, rows), METHODS[method])
+        parts = activations.peak(shape, 400, "true" if checkpointed else "none", "whole", METHODS[method], tiled_mlp=True)
+        found.append((most, parts["total"]))
+    print(json.dumps(found))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vocab_size", [128, 32000])
+@pytest.mark.parametrize("checkpointing", ["none", "true"])
+@pytest.mark.parametrize(("family", "method"), [("llama", m) for m in ("full", "lora", "lora, dropout")] + [("gpt2", "full, dropout")])
+def test_the_peak_on_a_gpu(family, method, checkpointing, vocab_size):
+    widths, rows = (1024, 4096, 16, 16 if family == "gpt2" else 4, 64, 4), (4, 2048)
+    training, device = replace(METHODS[method], cpu=False), torch.device("cuda")
+    model, shape = build(family, widths, method, vocab_size, device=device)
+    if checkpointing == "true":
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    batch = torch.randint(0, vocab_size, rows, device=device)
+    step(model, batch, training)
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step(model, batch, training)
+    most = torch.cuda.max_memory_allocated() - before
+    assert activations.peak(shape, rows[0] * rows[1], checkpointing, "whole", training)["total"] == pytest.approx(most, rel=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_unsloths_kernels_keep_what_is_counted(family, dropout):
+    assert_unsloths_layer(family, dropout, torch.device("cuda"))
+
+
+def assert_unsloths_layer(family, dropout, device):
+    """One layer run by Unsloth's own functions, put together as its loader does. On a CPU it needs Triton's interpreter."""
+    import unsloth  # noqa: F401, I001 - before what it patches
+    from unsloth.kernels import fast_lora
+    from unsloth.models import llama, qwen3
+
+    widths, rows = (64, 192, 4, 2, 32, 1), (2, 32)
+    method = "lora, dropout" if dropout else "lora"
+    model, shape = build(family, widths, method, device=device)
+    backbone = model.get_base_model().model
+    layer = backbone.layers[0]
+    layer.self_attn.apply_qkv, layer.self_attn.apply_o = fast_lora.apply_lora_qkv, fast_lora.apply_lora_o
+    layer.mlp.forward = fast_lora.apply_lora_mlp_swiglu.__get__(layer.mlp)
+    attention = qwen3.Qwen3Attention_fast_forward if family == "qwen3" else llama.LlamaAttention_fast_forward
+    layer.self_attn.forward = attention.__get__(layer.self_attn)
+    states = torch.randn(*rows, widths[0], dtype=torch.bfloat16, device=device, requires_grad=True)
+    table = [half[0] for half in backbone.rotary_emb(states, torch.arange(rows[1], device=device)[None])]
+
+    def forward():
+        with torch.autocast(device.type, torch.bfloat16):
+            return llama.LlamaDecoderLayer_fast_forward(layer, states, position_embeddings=table)
+
+    training = replace(METHODS[method], kernels="unsloth", cpu=False)
+    counted = saved_bytes(forward, [*known(model), *table])
+    assert activations.layer_bytes_per_token(shape, training) * rows[0] * rows[1] == pytest.approx(counted, rel=0.01)
