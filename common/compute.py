@@ -6,30 +6,33 @@ computes what LoRA does. Everything is of one GPU: give the tokens that one GPU 
 """
 
 import json
+from math import log
 from pathlib import Path
 
 from common.dimensions import ATTENTION, MLP
 from common.refusal import Refusal
 
 MEASURED = Path(__file__).resolve().parent.parent / "bench" / "results" / "gpu.json"  # {"utilisation": {"qlora": {"H200": 0.41}}}
-UTILISATION = {  # {kind of work: {GPU: share of its peak that all executed FLOPs reach, published run}}; the first stands for other GPUs
-    "pretraining": {
-        "H100": (0.39, "MosaicML, 1.3B on 8 H100: 45,455 tokens/s a GPU"),
-        "A100": (0.57, "MosaicML, 1.3B on 8 A100: 20,513 tokens/s a GPU"),
-    },
-    "full": {
-        "H100": (0.50, "MosaicML, 30B on 8 H100, sharded and checkpointed: 2,002 tokens/s a GPU"),
-        "A100": (0.72, "MosaicML, 30B on 8 A100, sharded and checkpointed: 916 tokens/s a GPU"),
-    },
+# Published runs: {kind of work: {GPU: (whose, {hidden_size: share of the peak that all executed FLOPs reached})}}. H100 stands for other
+# GPUs. Narrow layers fill a GPU less, so between two widths the share lies between theirs; beyond them it is the nearest one's.
+DENSE = {  # pretraining and full fine-tuning
+    "H100": ("MosaicML's GPTs on 8 and 16 H100", {1536: 0.35, 2048: 0.40, 4096: 0.46, 7168: 0.46}),
+    "A100": ("MosaicML's GPTs on 8 A100", {768: 0.40, 1024: 0.47, 1536: 0.53, 2048: 0.56, 4096: 0.62, 7168: 0.66}),
+}
+UTILISATION = {
+    "pretraining": DENSE,
+    "full": DENSE,
     "lora": {
-        "H100": (0.43, "NeMo AutoModel, Llama 3 8B on one H100: 12,473 tokens/s"),
-        "A100": (0.51, "torchtune, Llama 3.2 3B on one A100: 8,210 tokens/s"),
+        "H100": ("NeMo AutoModel's LoRA of Llama 3 8B on one H100", {4096: 0.44}),
+        "A100": ("torchtune's LoRA of Llama 3.2 3B on one A100", {3072: 0.51}),
     },
     "qlora": {
-        "H100": (0.42, "NeMo AutoModel's LoRA on one H100, less the 2 % that QLoRA costs torchtune"),
-        "A100": (0.50, "torchtune, Llama 3.2 3B on one A100: 8,035 tokens/s"),
+        "H100": ("NeMo AutoModel's LoRA on one H100, less the 2 % that QLoRA costs torchtune", {4096: 0.43}),
+        "A100": ("torchtune's QLoRA of Llama 3.2 3B on one A100", {3072: 0.50}),
     },
 }
+# FlashAttention-2 reaches 335 TFLOP/s on an H100, forward and backward, causal (its paper, section 4.1); newer kernels are faster.
+FLASH_SHARE = {"H100": 0.34, "H200": 0.34, "GH200": 0.34, "B200": 0.34}  # of the peak; elsewhere what the rest reaches
 
 
 def attended_length(lengths):
@@ -52,9 +55,10 @@ def step_flops(
     model, tokens, attended_length, lora_r=0, target_modules=(), gradient_checkpointing="none", trains_base=None, trains_embeddings=None,
     loss="whole", labelled_tokens=None, causal=True, flash=True, use_reentrant=True, tiled_mlp=False,
 ):  # fmt: skip
-    """FLOPs of forward and backward over `tokens` tokens: {"forward", "backward", "recomputation", "total", "model"}.
+    """FLOPs of forward and backward over `tokens` tokens: {"forward", "backward", "recomputation", "total", "model", "attention"}.
 
-    "model" is forward + backward, what model FLOPs utilisation counts; "recomputation" is computed again only to save memory.
+    "model" is forward + backward, what model FLOPs utilisation counts; "recomputation" is computed again only to save memory;
+    "attention" is the part of the total that attention's kernels compute.
     lora_r, target_modules: an adapter A [r, in], B [out, r] on each named matrix, the base frozen; lora_r 0 trains everything.
     trains_base, trains_embeddings (with the output layer): say otherwise. gradient_checkpointing "true", "unsloth": each layer is
     computed once more, without its last product where `use_reentrant` is False, because PyTorch stops there.
@@ -85,7 +89,7 @@ def step_flops(
         again += sum(products[name] for name in MLP if name in products)
     forward, recomputation = layers * layer + head, layers * again + (head if loss == "chunked" else 0)
     return {"forward": forward, "backward": backward, "recomputation": recomputation, "total": forward + backward + recomputation,
-            "model": forward + backward}  # fmt: skip
+            "model": forward + backward, "attention": layers * attention * (1 + (2.5 if flash else 2) + checkpoints)}  # fmt: skip
 
 
 def _head(model, tokens):
@@ -121,11 +125,11 @@ def _layer_backward(model, tokens, attention, ranks, trains_base, input_gradient
     return kernels * attention / 2 + sum(matrix(name, needed[name]) for name in shapes)
 
 
-def utilisation(method, accelerator):
+def utilisation(method, accelerator, hidden_size):
     """(share of the peak that a step's FLOPs reach, where the number comes from).
 
     method: "pretraining", "full", "lora" or "qlora"; accelerator: a name such as "H200". Measured on that GPU where
-    bench/results/gpu.json says so, else a published run, on that GPU or on an H100. Raises `Refusal` for a file that cannot be read or
+    bench/results/gpu.json says so, else published runs, on that GPU or on an H100. Raises `Refusal` for a file that cannot be read or
     says no such share.
     """
     try:
@@ -139,7 +143,18 @@ def utilisation(method, accelerator):
     if found:
         return found, f"measured on {accelerator}, bench/results/gpu.json"
     published = UTILISATION[method]
-    return next((share for name, share in published.items() if accelerator.startswith(name)), next(iter(published.values())))
+    whose, shares = next((found for name, found in published.items() if accelerator.startswith(name)), published["H100"])
+    widths = sorted(shares)
+    below = max((width for width in widths if width <= hidden_size), default=widths[0])
+    above = min((width for width in widths if width >= hidden_size), default=widths[-1])
+    between = log(hidden_size / below) / log(above / below) if above > below else 0
+    return shares[below] + between * (shares[above] - shares[below]), whose
+
+
+def computing_seconds(flops, peak_tflops, utilisation, accelerator):
+    """Seconds for the FLOPs of `step_flops` at a share of the GPU's peak, of which attention reaches what FlashAttention-2 does at most."""
+    attention = min(utilisation, FLASH_SHARE.get(accelerator.split("-")[0], utilisation))
+    return ((flops["total"] - flops["attention"]) / utilisation + flops["attention"] / attention) / (peak_tflops * 1e12)
 
 
 def communication_bytes(
@@ -181,16 +196,14 @@ def sequence_parallel_bytes(model, tokens, sequence_parallel_size, recomputes=Tr
     return passes * model.num_hidden_layers * tokens * values * share * bytes_per_value
 
 
-def step_seconds(flops, accelerator_peak_tflops, utilisation, sent_bytes=0, link_gb_per_s=None, overlapped=True):
-    """{"compute", "communication", "total"} in seconds, for all FLOPs that a step executes and all bytes that one GPU sends.
+def step_seconds(computing, sent_bytes=0, link_gb_per_s=None, overlapped=True):
+    """Seconds of a step that computes for `computing` seconds while one GPU sends so many bytes.
 
-    `overlapped` communication hides behind computation and the longer of both counts; else they add up. A `utilisation` that was
+    `overlapped` communication hides behind computation and the longer of both counts; else they add up. A share of the peak that was
     measured on several GPUs holds their communication already.
     """
-    compute = flops / (accelerator_peak_tflops * 1e12 * utilisation)
-    communication = sent_bytes / (link_gb_per_s * 1e9) if sent_bytes else 0.0
-    total = max(compute, communication) if overlapped else compute + communication
-    return {"compute": compute, "communication": communication, "total": total}
+    sending = sent_bytes / (link_gb_per_s * 1e9) if sent_bytes else 0.0
+    return max(computing, sending) if overlapped else computing + sending
 
 
 def optimizer_seconds(weight_bytes, state_bytes, gradient_bytes, memory_gb_per_s):

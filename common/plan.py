@@ -32,7 +32,7 @@ class Time:
     sending: float  # only what does not hide behind computing
     updating: float  # the optimiser
     flops: float  # of one GPU in one step
-    utilisation: float
+    utilisation: float  # share of the peak that all of it reaches together
     utilisation_from: str
     step: float
     steps: int | None
@@ -106,28 +106,29 @@ def time_of(job, accelerator, computed_tokens_per_step, attended_length, steps):
         model, computed_tokens_per_step / job.gpus, attended_length, job.lora_r, job.target_modules, job.gradient_checkpointing,
         loss=job.loss, use_reentrant=job.gradient_checkpointing == "unsloth" or stage == 3, tiled_mlp=job.tiled_mlp,
     )  # fmt: skip
-    share, source = compute.utilisation(job.method, accelerator.name)
+    share, source = compute.utilisation(job.method, accelerator.name, model.hidden_size)
+    computing = compute.computing_seconds(flops, accelerator.peak_tflops, share, accelerator.name)
     recomputes = job.gradient_checkpointing != "none"
     sent = compute.communication_bytes(
         stage, job.gpus, job.trained_parameters, model.parameters() if job.lora_r else 0, job.gradient_accumulation_steps, recomputes,
         model.layer_parameters(), max_reuse_distance=job.zero.max_reuse_distance,
     )["total"]  # fmt: skip
     link = accelerator.link_gb_per_s if job.gpus <= accelerators.GPUS_PER_NODE else accelerator.node_gb_per_s
-    seconds = compute.step_seconds(flops["total"], accelerator.peak_tflops, share, sent, link, overlapped=job.zero.overlap_comm)
+    busy = compute.step_seconds(computing, sent, link, overlapped=job.zero.overlap_comm)
     if job.sequence_parallel_size > 1:  # attention waits for this exchange, which hides behind nothing
         exchanged = compute.sequence_parallel_bytes(model, computed_tokens_per_step / job.gpus, job.sequence_parallel_size, recomputes)
-        seconds["total"] += exchanged / (link * 1e9)
+        busy += exchanged / (link * 1e9)
     mine = job.trained_parameters / (job.gpus if stage else 1)
     if job.zero.offload_optimizer and stage:
         updating = compute.offloaded_optimizer_seconds(job.trained_parameters, mine)
     else:
         states = footprint.of(job, accelerator.memory_gib).parts
         updating = compute.optimizer_seconds(mine * 2, states["optimiser states"], states["gradients"], accelerator.memory_gb_per_s)
-    step = seconds["total"] + updating
+    step = busy + updating
     hours = step * steps / 3600 if steps else None
     return Time(
-        seconds["compute"], seconds["total"] - seconds["compute"], updating, flops["total"], share, source, step, steps,
-        computed_tokens_per_step / step, hours, hours * job.gpus if steps else None,
+        computing, busy - computing, updating, flops["total"], flops["total"] / computing / (accelerator.peak_tflops * 1e12), source, step,
+        steps, computed_tokens_per_step / step, hours, hours * job.gpus if steps else None,
     )  # fmt: skip
 
 
