@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from common.dimensions import MLP
 
 MIB, GIB = 2**20, 2**30
+OFFLOADED_ABOVE = 2 * MIB  # Unsloth leaves a smaller layer input on the GPU
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,8 @@ def _inputs(width, names, training):
     nothing. An adapter keeps what went into A and into B; under autocast PEFT casts the input for each adapter anew, with
     dropout each has its own copy and mask. Unsloth's kernels keep the input once, and the masks."""
     adapters = _adapters(names, training)
-    masks = adapters * training.mask_bytes * width if training.dropout else 0
-    if training.full:
-        return 2 * width
-    if training.fused and adapters == len(names):
+    masks = adapters * training.mask_bytes * width * (training.dropout > 0)
+    if training.full or (training.fused and adapters == len(names)):
         return 2 * width + masks
     copies = adapters if training.copies_inputs else min(adapters, 1)
     return 2 * width * copies + masks + 2 * training.lora_r * adapters
@@ -138,13 +137,17 @@ def kept_bytes(model, tokens, gradient_checkpointing, training=Training()):  # n
     if gradient_checkpointing == "none":
         layer = tokens * layer_bytes_per_token(model, training) + _adapter_copies(model, training)
         return model.num_hidden_layers * layer + shared * tokens
-    layers = min(model.num_hidden_layers, 3) if gradient_checkpointing == "unsloth" else model.num_hidden_layers
-    return layers * 2 * model.hidden_size * tokens + shared * tokens
+    moved = gradient_checkpointing == "unsloth" and 2 * model.hidden_size * tokens > OFFLOADED_ABOVE
+    return (min(model.num_hidden_layers, 3) if moved else model.num_hidden_layers) * 2 * model.hidden_size * tokens + shared * tokens
 
 
 def host_bytes(model, tokens, gradient_checkpointing):
-    """Pinned host memory for the layer inputs that "unsloth" checkpointing moves there."""
-    return 2 * model.hidden_size * tokens * (model.num_hidden_layers - 1) if gradient_checkpointing == "unsloth" else 0
+    """Pinned host memory for the layer inputs that "unsloth" checkpointing moves there, in the first step the last layer's too.
+    PyTorch gives pinned memory in powers of two."""
+    one = 2 * model.hidden_size * tokens
+    if gradient_checkpointing != "unsloth" or one <= OFFLOADED_ABOVE:
+        return 0
+    return model.num_hidden_layers * (1 << (one - 1).bit_length())
 
 
 def _attention_backward(model, training):
@@ -172,10 +175,9 @@ def working_bytes(model, tokens, gradient_checkpointing, training=Training()):  
     stream, matrix = 2 * hidden, 2 * hidden * wide * training.full
     again = gradient_checkpointing != "none"
     layer, mlp = layer_bytes_per_token(model, training), _whole_mlp(model, training)
-    own = (layer - stream * _keeps_input(model, training)) * again
-    ends = stream * (1 + again)
+    own, ends = (layer - stream * _keeps_input(model, training)) * again, stream * (1 + again)
     backward, forward = _mlp_peak(model, training)
-    norm = stream + 8 if model.family == "gpt2" else _norm(hidden, training)
+    norm = stream + 8 if model.family == "gpt2" else _norm(hidden, training)  # the one before the MLP
     before = own - (2 * hidden if training.tiled_mlp else mlp) + ends  # when the MLP's own tensors are gone
     in_norm = before - 2 * hidden * (training.full and model.family != "gpt2") + _norm_backward(model, training)
     in_attention = before - norm + _attention_backward(model, training)
@@ -242,6 +244,5 @@ def peak(model, tokens, gradient_checkpointing, loss, training=Training(), tiled
         free_bytes = max(free_bytes - kept, 0)
     logits = last_norm_bytes(model, tokens, training)
     logits += loss_bytes(tokens, model.vocab_size, model.hidden_size, loss, free_bytes, trains_head)
-    last_norm = tokens * (4 * model.hidden_size + _norm_backward(model, training)) + waiting  # its backward pass, with few logits
-    logits = max(logits, last_norm)
+    logits = max(logits, tokens * (4 * model.hidden_size + _norm_backward(model, training)) + waiting)  # few logits: the norm's own peak
     return {"activations kept": kept, "one layer at work": work, "logits and loss": logits, "total": kept + max(work, logits)}
