@@ -33,7 +33,7 @@ def of(job, memory_gib):
     """The `Footprint` of a job on GPUs of `memory_gib` GiB.
 
     The step has three moments: the loss (all that is kept, and the logits), the backward pass of a layer (and its own tensors), and
-    the optimiser (no activations, but gradients in fp32). The largest counts.
+    the optimiser (no activations, of ZeRO-1 and 2 no buckets, but gradients in fp32). The largest counts.
     """
     stage, trained, zero = job.zero_stage, job.trained_parameters, job.zero
     offload, largest = zero.offload_optimizer, model_states.largest_trained(job.model, trained)
@@ -45,29 +45,27 @@ def of(job, memory_gib):
         "optimiser states": model_states.optimizer_bytes(trained, job.optim, stage, job.gpus, offload, small),
     }
     buffers = model_states.buffer_bytes(
-        stage, job.gpus, trained, job.model, zero.reduce_bucket_size, zero.allgather_bucket_size, zero.overlap_comm,
-        zero.prefetch_bucket_size, zero.max_live_parameters, offload, job.load_in_4bit, job.kernels, zero.max_reuse_distance,
-        gradient_accumulation_steps=job.gradient_accumulation_steps,
-    )  # fmt: skip
-    dequantised = buffers.pop("dequantised", 0)
-    if dequantised:
+        stage, job.gpus, trained, job.model, zero, job.gradient_accumulation_steps, job.load_in_4bit, job.kernels
+    )
+    if dequantised := buffers.pop("dequantised", 0):
         standing["quantisation buffer"] = dequantised
-    if buffers:
-        standing["ZeRO buffers"] = sum(buffers.values())
+    sharing = {"ZeRO buffers": sum(buffers.values())} if buffers else {}
     context = CONTEXT_BYTES + (COLLECTIVES_BYTES if job.gpus > 1 else 0)
-    free = memory_gib * GIB - sum(standing.values()) - context
+    free = memory_gib * GIB - sum(standing.values()) - sum(sharing.values()) - context
     training = activations.Training(job.kernels, job.lora_r, job.target_modules, job.dropout, autocast=not stage)
     work = activations.peak(
         job.model, job.micro_batch_tokens, job.gradient_checkpointing, job.loss, training, job.tiled_mlp, max(free, 0)
     )  # fmt: skip
     moments = {
-        "loss": {"activations": work["activations kept"], "logits and loss": work["logits and loss"]},
-        "backward": {"activations": work["activations kept"] + work["one layer at work"]},
-        "step": {"gradients in fp32": model_states.step_bytes(trained, stage, job.gpus, zero.offload_optimizer, largest)},
+        "loss": sharing | {"activations": work["activations kept"], "logits and loss": work["logits and loss"]},
+        "backward": sharing | {"activations": work["activations kept"] + work["one layer at work"]},
+        "step": {"gradients in fp32": model_states.step_bytes(trained, stage, job.gpus, offload, largest)},
     }
+    if stage == 3:
+        moments["step"] |= sharing
     worst = max(moments, key=lambda moment: sum(moments[moment].values()))
     parts = standing | moments[worst]
-    parts["fragmentation"] = FRAGMENTED * sum(moments[worst].values())
+    parts["fragmentation"] = FRAGMENTED * sum(size for part, size in moments[worst].items() if part != "ZeRO buffers")
     parts["CUDA context and libraries"] = context
     others = {part: size for moment, found in moments.items() if moment != worst for part, size in found.items() if part not in parts}
     return Footprint(parts, others, memory_gib * GIB)

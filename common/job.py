@@ -16,10 +16,10 @@ class Zero:
     offload_param: bool = False
     overlap_comm: bool = False
     reduce_bucket_size: float = 5e8
-    allgather_bucket_size: float = 5e8
     prefetch_bucket_size: float = 5e7
     max_live_parameters: float = 1e9
     max_reuse_distance: float = 1e9
+    param_persistence_threshold: float = 1e5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,16 +132,14 @@ def dequantised_bytes(model, kernels="unsloth"):
     return 2 * max(rows * columns for rows, columns in model.matrices().values()) * (2 if kernels == "unsloth" else 1)
 
 
-def buffer_bytes(zero_stage, gpus, trained_parameters, model, reduce_bucket_size=5e8, allgather_bucket_size=5e8, overlap_comm=True,
-                 prefetch_bucket_size=5e7, max_live_parameters=1e9, offload=False, load_in_4bit=False, kernels="unsloth",
-                 max_reuse_distance=1e9, param_persistence_threshold=1e5, gradient_accumulation_steps=1):  # fmt: skip
-    """{part: bytes} of working buffers on one GPU during forward and backward. Bucket sizes in numbers, as in DeepSpeed's JSON.
+def buffer_bytes(zero_stage, gpus, trained_parameters, model, zero, gradient_accumulation_steps=1, load_in_4bit=False, kernels="unsloth"):
+    """{part: bytes} of working buffers on one GPU during forward and backward. zero: the JSON's buckets and offloading, a `job.Zero`.
 
     "reduce bucket" (with contiguous_gradients) is allocated whole, however little is trained: by ZeRO-1 and 2 for each backward pass,
     twice under overlap_comm (setup_buckets), by ZeRO-3 once and for good (_setup_for_real_optimizer). "reduction" is the copy of a
     bucket, or of a larger tensor, that is sent (allreduce_bucket, reduce_scatter_coalesced). "whole gradient" is that of the largest
     tensor, before it is cut. "next gradients" are ZeRO-2's of a micro-batch after the first, before they are added to the sum.
-    allgather_bucket_size costs nothing: the parts are gathered in place (all_gather_into_tensor_dp_groups).
+    The JSON's allgather_bucket_size costs nothing: the parts are gathered in place (all_gather_into_tensor_dp_groups).
 
     ZeRO-3: "gathered" are whole weights: prefetching runs ahead until `max_live_parameters` are there, and one tensor more
     (partitioned_param_coordinator.fetch_sub_module); what comes again within `max_reuse_distance`, forward and backward, stays.
@@ -151,19 +149,19 @@ def buffer_bytes(zero_stage, gpus, trained_parameters, model, reduce_bucket_size
     if not zero_stage:  # torch's DistributedDataParallel reduces a copy of all gradients
         return parts | ({"reduce bucket": 4 * trained_parameters} if gpus > 1 else {})
     largest = largest_trained(model, trained_parameters)
-    parts["reduce bucket"] = 2 * reduce_bucket_size * (2 if overlap_comm and zero_stage < 3 else 1)
-    parts["reduction"] = 2 * min(trained_parameters, max(reduce_bucket_size, largest))
+    parts["reduce bucket"] = 2 * zero.reduce_bucket_size * (2 if zero.overlap_comm and zero_stage < 3 else 1)
+    parts["reduction"] = 2 * min(trained_parameters, max(zero.reduce_bucket_size, largest))
     parts["whole gradient"] = 2 * largest
     if zero_stage == 2 and gradient_accumulation_steps > 1:
-        parts["next gradients"] = gradient_bytes(trained_parameters, 2, gpus, offload, largest)
-    if offload and zero_stage < 3:  # temp_grad_buffer_for_gpu_offload, and the norm in fp64
+        parts["next gradients"] = gradient_bytes(trained_parameters, 2, gpus, zero.offload_optimizer, largest)
+    if zero.offload_optimizer and zero_stage < 3:  # temp_grad_buffer_for_gpu_offload, and the norm in fp64
         parts["offload"] = 2 * largest + 8 * min(largest, trained_parameters / gpus)
-    if zero_stage == 3 and gpus > 1:
+    if zero_stage == 3 and (gpus > 1 or zero.offload_param):
         table = model.vocab_size * model.hidden_size
-        live = max(max_live_parameters if prefetch_bucket_size else 0, max_reuse_distance / 2) + max(table, largest)
+        live = max(zero.max_live_parameters if zero.prefetch_bucket_size else 0, zero.max_reuse_distance / 2) + max(table, largest)
         parts["gathered"] = 2 * min(live, model.parameters())
-        parts["prefetch"] = 2 * min(prefetch_bucket_size, model.parameters())
-        parts["persistent"] = 2 * persistent_parameters(model, param_persistence_threshold)
+        parts["prefetch"] = 2 * min(zero.prefetch_bucket_size, model.parameters())
+        parts["persistent"] = 2 * persistent_parameters(model, zero.param_persistence_threshold)
     return parts
 
 

@@ -177,7 +177,8 @@ def disk_of(job, workload):
     """{what: bytes} on this run's disk at its fullest."""
     trained, adapter = job.trained_parameters, job.lora_r > 0
     small = model_states.small_trained(job.model, job.lora_r, job.target_modules)
-    one = disk_needs.checkpoint_bytes(trained, job.optim, job.zero_stage, adapter, gpus=job.gpus, small=small)
+    one = disk_needs.checkpoint_bytes(trained, job.optim, job.zero_stage, adapter, gpus=job.gpus, small=small,
+                                      model=job.model, load_in_4bit=job.load_in_4bit)  # fmt: skip
     found = {"checkpoints": disk_needs.kept_bytes(one, job.save_total_limit)}
     found["final_model"] = disk_needs.final_model_bytes(trained, adapter, job.zero_stage)
     if adapter and job.merge:

@@ -34,7 +34,8 @@ def check(path, **constants):
 def facts(path, hidden_size, alone=False):
     """The `job.Zero` of a JSON: its stage, offloading and buckets, DeepSpeed's defaults where it is silent.
 
-    "auto" is what transformers makes of it (integrations/deepspeed.py): buckets of hidden_size², a prefetch of nine tenths of that.
+    "auto" is what transformers makes of it (integrations/deepspeed.py): buckets of hidden_size², a prefetch of nine tenths of that, and
+    tensors of ten times hidden_size kept whole.
     alone: one GPU runs under DeepSpeed too.
     """
     found = (read_json(path) or {}).get("zero_optimization", {})
@@ -49,9 +50,9 @@ def facts(path, hidden_size, alone=False):
     stage, square = found.get("stage", 0), hidden_size**2
     return Zero(
         stage, alone, offloads("offload_optimizer"), offloads("offload_param"), found.get("overlap_comm", stage == 3),
-        number("reduce_bucket_size", 5e8, square), number("allgather_bucket_size", 5e8, 5e8),
+        number("reduce_bucket_size", 5e8, square),
         number("stage3_prefetch_bucket_size", 5e7, 0.9 * square), number("stage3_max_live_parameters", 1e9, 1e9),
-        number("stage3_max_reuse_distance", 1e9, 1e9),
+        number("stage3_max_reuse_distance", 1e9, 1e9), number("stage3_param_persistence_threshold", 1e5, 10 * hidden_size),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from interrupted_runs import free_port
 
 from common import disk_needs, model_states
 from common.dimensions import ATTENTION, KNOWN, MLP, Dimensions, from_config
+from common.job import Zero
 
 EVERYTHING = {"lora_r": 0, "target_modules": (), "load_in_4bit": False}
 SMALL = from_config({"model_type": "llama", **real.SHAPE})
@@ -109,11 +110,12 @@ def predicted(stage, offload=False):
     count = SMALL.parameters()
     weights = model_states.weights_bytes(SMALL, **EVERYTHING, zero_stage=stage, gpus=2)["trained"]
     standing = weights + model_states.optimizer_bytes(count, "adamw_torch_fused", stage, 2, offload)
-    buffers = model_states.buffer_bytes(
-        stage, 2, count, SMALL, real.REDUCE, overlap_comm=real.OVERLAP, prefetch_bucket_size=real.PREFETCH, max_live_parameters=real.LIVE,
-        offload=offload, max_reuse_distance=real.REUSE, param_persistence_threshold=real.PERSISTENT,
-        gradient_accumulation_steps=real.ACCUMULATION,
+    zero = Zero(
+        stage, alone=True, offload_optimizer=offload, overlap_comm=real.OVERLAP, reduce_bucket_size=real.REDUCE,
+        prefetch_bucket_size=real.PREFETCH, max_live_parameters=real.LIVE, max_reuse_distance=real.REUSE,
+        param_persistence_threshold=real.PERSISTENT,
     )  # fmt: skip
+    buffers = model_states.buffer_bytes(stage, 2, count, SMALL, zero, real.ACCUMULATION)
     if offload:
         host = model_states.offloaded_bytes(count, "adamw_torch_fused", stage, 2, SMALL, gradient_accumulation_steps=real.ACCUMULATION)
         standing += sum(host.values())
