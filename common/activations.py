@@ -235,14 +235,15 @@ def last_norm_bytes(model, tokens, training=Training()):  # noqa: B008
 def peak(model, tokens, gradient_checkpointing, loss, training=Training(), tiled_mlp=False, free_bytes=None, trains_head=None):  # noqa: B008
     """{"activations kept", "one layer at work", "logits and loss"} in bytes, and "total", of which the last two never meet: the loss
     is at its peak when the backward pass begins, a layer after the logits are gone. total = kept + the larger of the two.
-    A tied output layer's gradient waits through the whole backward pass for that of the embeddings."""
+    A tied output layer's gradient waits through the whole backward pass for that of the embeddings, which comes last, when nothing else
+    is kept: with few tokens that is the peak, counted with the layer at work."""
     training, trains_head = replace(training, tiled_mlp=tiled_mlp), training.full if trains_head is None else trains_head
     waiting = 2 * model.vocab_size * model.hidden_size * (trains_head and model.tie_word_embeddings)
     kept = kept_bytes(model, tokens, gradient_checkpointing, training)
     work = working_bytes(model, tokens, gradient_checkpointing, training) + waiting
-    if free_bytes is not None:
-        free_bytes = max(free_bytes - kept, 0)
-    logits = last_norm_bytes(model, tokens, training)
-    logits += loss_bytes(tokens, model.vocab_size, model.hidden_size, loss, free_bytes, trains_head)
+    rows = max(model.vocab_size, model.max_position_embeddings * model.learned_positions)
+    work = max(work, waiting + 2 * model.hidden_size * (rows * training.full + tokens) - kept)
+    free_bytes = None if free_bytes is None else max(free_bytes - kept, 0)
+    logits = loss_bytes(tokens, model.vocab_size, model.hidden_size, loss, free_bytes, trains_head) + last_norm_bytes(model, tokens, training)
     logits = max(logits, tokens * (4 * model.hidden_size + _norm_backward(model, training)) + waiting)  # few logits: the norm's own peak
     return {"activations kept": kept, "one layer at work": work, "logits and loss": logits, "total": kept + max(work, logits)}

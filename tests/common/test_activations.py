@@ -48,6 +48,7 @@ PEAKS = [("none", *SHAPES[i], method, LAYER) for i, method in ((1, "full"), (2, 
 PEAKS += [("reentrant", *SHAPES[i], method, LAYER) for i, method in REENTRANT]
 PEAKS += [("not reentrant", *SHAPES[i], method, LAYER) for i, method in ((0, "full"), (7, "full"))]
 PEAKS += [(how, *SHAPES[i], method, LOSS) for how, i, method in (("none", 0, "full"), ("reentrant", 4, "lora"), ("reentrant", 7, "full"))]
+PEAKS += [("reentrant", "gpt2", (64, 172, 4, 4, 16, 4), (1, 50), "full", LAYER)]  # 50 tokens: the peak is the embeddings' gradient
 CPU = torch.device("cpu")
 
 
