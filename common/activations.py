@@ -244,6 +244,8 @@ def peak(model, tokens, gradient_checkpointing, loss, training=Training(), tiled
     rows = max(model.vocab_size, model.max_position_embeddings * model.learned_positions)
     work = max(work, waiting + 2 * model.hidden_size * (rows * training.full + tokens) - kept)
     free_bytes = None if free_bytes is None else max(free_bytes - kept, 0)
-    logits = loss_bytes(tokens, model.vocab_size, model.hidden_size, loss, free_bytes, trains_head) + last_norm_bytes(model, tokens, training)
-    logits = max(logits, tokens * (4 * model.hidden_size + _norm_backward(model, training)) + waiting)  # few logits: the norm's own peak
+    logits = loss_bytes(tokens, model.vocab_size, model.hidden_size, loss, free_bytes, trains_head)
+    logits = max(
+        logits + last_norm_bytes(model, tokens, training), tokens * (4 * model.hidden_size + _norm_backward(model, training)) + waiting
+    )  # few logits: the norm
     return {"activations kept": kept, "one layer at work": work, "logits and loss": logits, "total": kept + max(work, logits)}
