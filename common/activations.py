@@ -2,7 +2,7 @@
 
 Nothing here is fitted. Each function counts, operation by operation, the tensors that PyTorch's autograd or Unsloth's kernels save:
 2 bytes a feature in bf16, 4 in fp32. `tokens` are those of one micro-batch on one GPU, padding included: batch size x length.
-Full fine-tuning under Unsloth runs transformers' modules (compiled, which can only lower the figure): counted as "torch".
+Full fine-tuning under Unsloth runs transformers' modules (compiled, which keeps less): counted as "torch".
 """
 
 from dataclasses import dataclass, replace
@@ -178,7 +178,7 @@ def working_bytes(model, tokens, gradient_checkpointing, training=Training()):  
     own, ends = (layer - stream * _keeps_input(model, training)) * again, stream * (1 + again)
     backward, forward = _mlp_peak(model, training)
     norm = stream + 8 if model.family == "gpt2" else _norm(hidden, training)  # the one before the MLP
-    before = own - (2 * hidden if training.tiled_mlp else mlp) + ends  # when the MLP's own tensors are gone
+    before = own - (stream if training.tiled_mlp else mlp) + ends  # when the MLP's own tensors are gone
     in_norm = before - 2 * hidden * (training.full and model.family != "gpt2") + _norm_backward(model, training)
     in_attention = before - norm + _attention_backward(model, training)
     if training.tiled_mlp:
@@ -245,7 +245,6 @@ def peak(model, tokens, gradient_checkpointing, loss, training=Training(), tiled
     work = max(work, waiting + 2 * model.hidden_size * (rows * training.full + tokens) - kept)
     free_bytes = None if free_bytes is None else max(free_bytes - kept, 0)
     logits = loss_bytes(tokens, model.vocab_size, model.hidden_size, loss, free_bytes, trains_head)
-    logits = max(
-        logits + last_norm_bytes(model, tokens, training), tokens * (4 * model.hidden_size + _norm_backward(model, training)) + waiting
-    )  # few logits: the norm
+    logits += last_norm_bytes(model, tokens, training)
+    logits = max(logits, tokens * (4 * model.hidden_size + _norm_backward(model, training)) + waiting)  # with few logits, the norm's own
     return {"activations kept": kept, "one layer at work": work, "logits and loss": logits, "total": kept + max(work, logits)}
