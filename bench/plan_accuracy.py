@@ -42,9 +42,9 @@ HIDDEN = (  # rows of plan.json that the table leaves out, for their neighbours 
 WHY = (  # (kind, start of the source, field, values or None, what makes the prediction differ)
     ("memory GiB", "ArcticTraining", "loss", ("whole",),
      "the source's two lengths lie 14 bytes a logit apart above 8 GiB, where the plan has 12.6 above 3.5"),
-    ("memory GiB", "ArcticTraining", "loss", ("chunked",), "Liger's norms and SwiGLU, which keep half of what transformers' own keep"),
-    ("length", "ArcticTraining", "loss", ("chunked",), "Liger's norms and SwiGLU, which keep half of what transformers' own keep"),
-    ("length", "ArcticTraining", "loss", ("whole",), "a round length that ran, not the last that fits"),
+    ("length", "ArcticTraining", "sequence_parallel_size", (8,),
+     "a round length that ran, not the last that fits; the copies that Ulysses exchanges are not counted"),
+    ("length", "ArcticTraining", None, None, "a round length that ran, not the last that fits"),
     ("length", "Unsloth README, Llama 3.1 (8B) max. context length (", None, None,
      "transformers of 2024 kept the logits, shifted and in fp32, beside the loss: about 19 bytes a logit where it is 12 now"),
     ("length", "Unsloth", None, None,

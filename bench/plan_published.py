@@ -41,7 +41,7 @@ def _runs(source, measured, accelerator, gpus, model, max_seq_length, assumed, *
 
 
 def _gpt2(layers, heads, width, vocab_size, positions):
-    return Dimensions("gpt2", width, 4 * width, layers, heads, heads, width // heads, vocab_size, positions, True, True, True, True)
+    return Dimensions("gpt2", width, 4 * width, layers, heads, heads, width // heads, vocab_size, positions, True, True, True, True, True)
 
 
 def _torchtune():

@@ -17,7 +17,7 @@ OFFLOADED_ABOVE = 2 * MIB  # Unsloth leaves a smaller layer input on the GPU
 class Training:
     """How the layers are run and what of them is trained: decides which tensors autograd keeps."""
 
-    kernels: str = "torch"  # "torch": transformers' modules; "unsloth": its fused kernels, with an adapter only
+    kernels: str = "torch"  # "torch": transformers' modules; "unsloth": its fused kernels, with an adapter only; "liger": Liger's
     lora_r: int = 0  # 0: the matrices themselves are trained
     target_modules: tuple = ()  # q_proj ... down_proj that carry an adapter
     dropout: float = 0.0  # of the adapter, or, in GPT-2, of the residual stream
@@ -30,12 +30,14 @@ class Training:
     copies_inputs = property(lambda self: self.autocast or self.dropout > 0)  # PEFT's adapters, each for itself
     mask_bytes = property(lambda self: (4 if self.lora_r and self.autocast else 2) if self.cpu and self.kernels == "torch" else 1)
     fused = property(lambda self: self.kernels == "unsloth" and self.lora_r > 0)
+    liger = property(lambda self: self.kernels == "liger")  # its norms and SwiGLU, which keep their inputs and write gradients over them
+    lean_norms = property(lambda self: self.fused or self.liger)
 
 
 def _norm(width, training, rows=1):
     """RMSNorm. transformers: fp32 copy of the input, 1/rms in fp32, and, where its weight is trained, the normalised bf16.
     Unsloth: the input as it is and 1/rms."""
-    return 4 * rows + (2 * width if training.fused else 4 * width + 2 * width * training.full)
+    return 4 * rows + (2 * width if training.lean_norms else 4 * width + 2 * width * training.full)
 
 
 def _adapters(names, training):
@@ -74,11 +76,12 @@ def _mlp_fused(training):
 
 def _mlp(model, training):
     """SwiGLU: gate, silu(gate), up, and their product where the down projection keeps it; Unsloth computes the last two again.
-    GELU as transformers' gelu_new writes it: x, x/2, tanh, 1 + tanh."""
+    GELU in one kernel: x; as transformers' gelu_new writes it: x, x/2, tanh, 1 + tanh."""
     wide = model.intermediate_size
     if _mlp_fused(training):
         return 2 * 2 * wide + _inputs(wide, ("down_proj",), training) - 2 * wide
-    return (3 if model.gated else 4) * 2 * wide + _inputs(wide, ("down_proj",), training)
+    kept = (2 if training.liger else 3) if model.gated else (1 if model.fused_gelu else 4)
+    return kept * 2 * wide + _inputs(wide, ("down_proj",), training)
 
 
 def _whole_mlp(model, training):
@@ -96,7 +99,9 @@ def _mlp_peak(model, training):
     if _mlp_fused(training):
         return 2 * wide, 2 * wide + 2 * hidden
     adapted = _adapters(("down_proj",), training)
-    backward = 6 * wide - 2 * wide * bool(training.full or adapted)
+    if training.liger:
+        return 2 * wide, 2 * wide * (not training.full) + 2 * hidden
+    backward = (4 if model.fused_gelu else 6) * wide - 2 * wide * bool(training.full or adapted)
     forward = 2 * wide * (not training.full) + 2 * hidden
     if adapted and training.autocast:
         forward += 4 * wide + (4 * wide if training.dropout else 4 * hidden)
@@ -104,7 +109,7 @@ def _mlp_peak(model, training):
 
 
 def _keeps_input(model, training):
-    return model.family == "gpt2" or training.fused  # as the input of the first norm; transformers' RMSNorm keeps an fp32 copy
+    return model.family == "gpt2" or training.lean_norms  # as the input of the first norm; transformers' RMSNorm keeps an fp32 copy
 
 
 def layer_bytes_per_token(model, training=Training()):  # noqa: B008
@@ -160,7 +165,7 @@ def _attention_backward(model, training):
 
 def _norm_backward(model, training):
     """Bytes a token in the backward pass of transformers' RMSNorm: five fp32 tensors. LayerNorm and Unsloth's make the gradient alone."""
-    return 2 * model.hidden_size if model.family == "gpt2" or training.fused else 20 * model.hidden_size
+    return 2 * model.hidden_size if model.family == "gpt2" or training.lean_norms else 20 * model.hidden_size
 
 
 def working_bytes(model, tokens, gradient_checkpointing, training=Training()):  # noqa: B008

@@ -31,6 +31,7 @@ class Dimensions:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    fused_gelu: bool = False  # GELU in one kernel (PyTorch's own), where transformers' gelu_new is eight
 
     query_size = property(lambda self: self.num_attention_heads * self.head_dim)
     key_value_size = property(lambda self: self.num_key_value_heads * self.head_dim)  # of the keys; the values take as much
@@ -83,7 +84,7 @@ class Dimensions:
 
 def _gpt(layers, heads, width):
     """One size of the GPT that is trained from scratch: vocabulary 50,257 padded to a multiple of 128, 2,048 positions."""
-    return Dimensions("gpt2", width, 4 * width, layers, heads, heads, width // heads, 50304, 2048, True, True, True, True)
+    return Dimensions("gpt2", width, 4 * width, layers, heads, heads, width // heads, 50304, 2048, True, True, True, True, True)
 
 
 KNOWN = {  # from each model's config.json on the hub; checked against transformers' own models in the tests
@@ -140,7 +141,8 @@ def from_config(config, name="the model"):
             width, heads = config["n_embd"], config["n_head"]
             wide = config.get("n_inner") or 4 * width
             return Dimensions(family, width, wide, config["n_layer"], heads, heads, width // heads, config["vocab_size"],
-                              config["n_positions"], config.get("tie_word_embeddings", True), True, True, True)  # fmt: skip
+                              config["n_positions"], config.get("tie_word_embeddings", True), True, True, True,
+                              config.get("activation_function", "gelu_new") in ("gelu", "gelu_pytorch_tanh"))  # fmt: skip
         family = "llama" if family == "mistral" else family  # the same layers
         if family not in ("llama", "qwen2", "qwen3"):
             raise Refusal(

@@ -62,11 +62,6 @@ def cache_bytes(tokens):
     return tokens * 8
 
 
-def kept_activations_bytes(model, tokens):
-    """Of host memory of one rank that "unsloth" checkpointing fills: the bf16 input of every layer, `tokens` of one micro-batch."""
-    return 2 * model.num_hidden_layers * tokens * model.hidden_size
-
-
 def host_bytes(ranks, process_bytes=PROCESS_BYTES, kept_activations_bytes=0, offloaded_bytes=0):
     """Of host memory on one node: of each of its `ranks` the process, the activations moved there and the offloaded states.
 

@@ -21,9 +21,9 @@ def plan_accuracy():
 
 def test_median_errors(plan_accuracy):
     summary = plan_accuracy.summary(plan_accuracy.rows())
-    assert summary["memory GiB"]["median_as_published"] < 0.10
-    assert summary["tokens/s/GPU"]["median_as_published"] < 0.15
-    assert summary["length"]["median_as_published"] < 0.30
+    assert summary["memory GiB"]["median_as_published"] < 0.08
+    assert summary["tokens/s/GPU"]["median_as_published"] < 0.16
+    assert summary["length"]["median_as_published"] < 0.28
 
 
 def test_the_written_table_has_every_run_and_today_s_predictions(plan_accuracy):

@@ -15,7 +15,8 @@ def config_of(d):
 
     if d.family == "gpt2":
         return GPT2Config(vocab_size=d.vocab_size, n_positions=d.max_position_embeddings, n_embd=d.hidden_size, n_layer=d.num_hidden_layers,
-                          n_head=d.num_attention_heads, n_inner=d.intermediate_size, tie_word_embeddings=d.tie_word_embeddings)  # fmt: skip
+                          n_head=d.num_attention_heads, n_inner=d.intermediate_size, tie_word_embeddings=d.tie_word_embeddings,
+                          activation_function="gelu" if d.fused_gelu else "gelu_new")  # fmt: skip
     kind = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[d.family]
     biases = {"attention_bias": d.o_bias, "mlp_bias": d.mlp_bias} if d.family == "llama" else {}
     return kind(vocab_size=d.vocab_size, hidden_size=d.hidden_size, intermediate_size=d.intermediate_size,
