@@ -46,7 +46,7 @@ def counted(model, batch, length, targets=(), r=8, kernel="eager", checkpointing
         config = {
             "n_embd": model.hidden_size, "n_inner": model.intermediate_size, "n_layer": model.num_hidden_layers,
             "n_head": model.num_attention_heads, "n_positions": model.max_position_embeddings, "vocab_size": model.vocab_size,
-            "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+            "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "activation_function": "gelu" if model.fused_gelu else "gelu_new",
         }  # fmt: skip
     else:
         names = (
