@@ -49,6 +49,9 @@ def require(job_of, model_name):
             f"this run {needs}; {has}, but only {plan_text.size(free * footprint.GIB)} of it are free. End what else runs there "
             "(nvidia-smi lists it), or start all the same with --no-plan"
         )
+    host = plan.host_of(job)
+    if not accelerator.is_cpu and host > hardware.memory_gib() * footprint.GIB:
+        warn(f"this run may need {plan_text.size(host)} of host memory, and this machine has {hardware.memory_gib():.0f} GiB")
     return job
 
 

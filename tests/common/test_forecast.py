@@ -68,6 +68,19 @@ def test_a_gpu_that_others_use(gpus):
         require(JOB)
 
 
+def test_host_memory_that_is_too_little_is_a_warning(gpus, monkeypatch):
+    """262,144 tokens: each rank moves 36 layers' inputs of 1.3 GB to the host."""
+    gpus(*[81559] * 4, name="NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr("common.hardware.memory_gib", lambda: 128.0)
+    log.close()
+    assert require(JOBS["qwen3_4b_longctx"][1]).gpus == 4
+    assert [text.split(" of host memory")[1] for text in log.warnings] == [", and this machine has 128 GiB"]
+    log.close()
+    monkeypatch.setattr("common.hardware.memory_gib", lambda: 1024.0)
+    require(JOBS["qwen3_4b_longctx"][1])
+    assert log.warnings == []
+
+
 def test_no_constant_is_enough(gpus):
     gpus(24564, name="NVIDIA GeForce RTX 4090")
     full = JOBS["mtg_full_32b"][1]
