@@ -15,6 +15,7 @@ from common.refusal import Refusal
 
 ROLES = ("system", "user", "assistant")
 SHOWN = 5  # bad rows named in a message
+EXAMPLE = '{"question": "...", "answer": "..."}'
 
 
 @dataclass(slots=True)
@@ -43,10 +44,10 @@ def read(files, bad_rows="stop", split_by="id"):
     rows, bad, report = [], [], {}
     for file in files:
         if isinstance(files, dict) and not files[file]:
-            report[str(file)] = {"rows": sum(1 for _ in _lines(file)), "format_counts": {}}
+            report[str(file)] = {"rows": sum(1 for _ in _lines({file: 0})), "format_counts": {}}
             continue
         formats = {}
-        for number, raw in _lines(file):
+        for number, raw in _lines([file]):
             try:
                 row, kind = parse(raw, file, number, split_by)
             except BadRow as reason:
@@ -69,13 +70,40 @@ def read(files, bad_rows="stop", split_by="id"):
 
 
 def require(files):
-    """`Refusal` for the first of `files` that is missing or empty."""
+    """`Refusal` for the first of `files` (names, or {name: weight}) that is missing, empty, or of another kind than JSONL.
+
+    Of a file of weight 0 only that it is there.
+    """
     for file in files:
         path = Path(file)
+        if path.is_dir():
+            raise Refusal(f"{file} is a directory; TRAIN_FILES must name the JSONL files in it, one by one")
         if not path.is_file():
             raise Refusal(f"{file} does not exist in {Path.cwd()}; TRAIN_FILES must name JSONL files, from where you are")
         if path.stat().st_size == 0:
             raise Refusal(f"{file} is empty; TRAIN_FILES must name files with one JSON object a line")
+        if (not isinstance(files, dict) or files[file]) and (kind := _other_kind(path)):
+            raise Refusal(f"{file} {kind}; TRAIN_FILES must name files with one row a line, such as {EXAMPLE}")
+
+
+def _other_kind(path):
+    """What a file is and what to do with it, in words; "" for what may be JSONL."""
+    with path.open("rb") as content:
+        start = content.read(1 << 16)
+    if start.startswith(b"\x1f\x8b"):
+        return "is compressed with gzip: unpack it first"
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if path.suffix.lower() == ".csv" and not start.startswith(b"{"):
+        return "is a CSV table: write each of its rows as a JSON object"
+    if start.startswith(b"["):
+        line, _, others = start.partition(b"\n")
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError):
+            others = b""
+        if not others.strip():  # otherwise the first row is a list with a line of its own, and bad like other rows
+            return "is one JSON array: write each of its elements on a line of its own, without the brackets and commas around them"
+    return ""
 
 
 def bad_row_refusal(bad):
@@ -215,9 +243,10 @@ def _from_markup(text):
     raise BadRow("its text has no turns (no <|start_header_id|> or <|im_start|>), so the answer cannot be told from the question")
 
 
-def _lines(file):
-    """(line number, bytes) of every line that is not blank; raises `Refusal` for a missing or empty file."""
-    require([file])
+def _lines(files):
+    """(line number, bytes) of every line that is not blank in the only one of `files`; raises what `require` does."""
+    require(files)
+    [file] = files
     with Path(file).open("rb") as lines:
         for number, raw in enumerate(lines, 1):
             raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw

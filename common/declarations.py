@@ -93,7 +93,7 @@ def wanted_type(annotation, inner=False):
     if origin is list:
         return wanted_type(arguments[0]) if inner else "a list, each " + wanted_type(arguments[0])
     if origin is dict:
-        return wanted_type(arguments[1]) if inner else f"names with values, each {wanted_type(arguments[1])}"
+        return wanted_type(arguments[1]) if inner else f"names with values, each {wanted_type(arguments[1])}, such as path=1.0,other=0.5"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(annotation, str(annotation))
 
 

@@ -3,26 +3,20 @@
 The figures a plan needs before anything is tokenised. No torch, transformers or datasets, and no network.
 """
 
-import json
-import re
 from bisect import bisect_left, insort
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from common import batches, chat_rows, chat_text
+from common import batches, chat_rows, conversation_tokens, sampled_lines
 from common.refusal import Refusal
 
 SMALL = 2 << 20  # bytes: of files that have no more in all every row is counted
-BLOCK = 1 << 17  # bytes of a file read at one place
-BLOCKS = 512  # places read in all files together: 64 MB, so that the lengths of a long tail are told
-LINES = 100_000  # looked at in all files: where lines are short fewer places suffice
 COUNTED = 1 << 20  # bytes of the sampled rows that are tokenised
 COUNTED_ROWS = 2000  # no more of them than these
-PIECE = 1 << 15  # characters of one message of a sample that are tokenised; the rest is taken to be like them
-KEPT = 50_000  # lengths kept
-CHARACTERS_PER_TOKEN = 4  # English, where no tokenizer is on this machine
+KEPT = 50_000  # lengths kept of rows that are not in a cache
+KEPT_OF_CACHE = 4_000_000  # lengths kept of a cache: so many are packed in about a second
 PACKED_TOGETHER = 1000  # rows: TRL packs inside of these, as `datasets.map` hands them over
 
 
@@ -30,10 +24,12 @@ PACKED_TOGETHER = 1000  # rows: TRL packs inside of these, as `datasets.map` han
 class TokenCounts:
     """What an epoch trains on.
 
-    rows, tokens: of the training side, after weights and without the held-out share. lengths: tokens of its rows, int64, no
-    more than `KEPT` of them, in the order of the files; of each file as large a share as it has of the rows. shortened_share:
-    of the rows that are longer than the recipe lets them be (in tokens and lengths they are cut). unusable_share: of all
-    rows those that cannot be read. source: how it was counted, in words.
+    rows, tokens: of the training side, after weights and without the held-out share. lengths: tokens of its rows, integers, in
+    the order of the files; of many rows some that stand for all, of each file as large a share as it has of the rows.
+    shortened_share: of the rows that are longer than the recipe lets them be (in tokens and lengths they are cut).
+    unusable_share: of all rows those that training stops at or leaves out. source: how it was counted and what is to be known
+    of it, in words. validation_rows, validation_tokens: of the rows that pick the best checkpoint, half of the held-out share.
+    exact: whether all this is of every row as it is trained on; otherwise what is computed from it is about right.
     """
 
     rows: int
@@ -42,36 +38,44 @@ class TokenCounts:
     shortened_share: float
     unusable_share: float
     source: str
+    validation_rows: int = 0
+    validation_tokens: int = 0
+    exact: bool = False
 
 
-def measure(files, max_length, held_out=0.0, tokenizer_directory=None, cached=None, seed=0):
+def measure(files, max_length, held_out=0.0, tokenizer_directory=None, cached=None, seed=0, bad_rows="stop"):
     """`TokenCounts` of `files` ({path: weight}, JSONL) for rows of at most `max_length` tokens.
 
     held_out: share of the rows that is not trained on, taken off in proportion. tokenizer_directory: with tokenizer.json;
-    without one `CHARACTERS_PER_TOKEN` is assumed. cached: what `tokenised.find` returned; it is believed, and nothing else
-    is read. The same files and seed give the same answer. Raises `Refusal` for a missing or empty file, for weights that are
+    without one four characters a token are assumed. cached: what `tokenised.find` returned; it is believed, and nothing else
+    is read. bad_rows: "stop" or "skip", what training does with rows that it cannot use; the figures are without them, source
+    says it. The same files and seed give the same answer. Raises `Refusal` for a missing or empty file, for weights that are
     all 0, and where no row that was looked at can be used.
     """
     if cached:
         return _of_cache(cached)
     chat_rows.require(files)
     sizes = {file: Path(file).stat().st_size for file, weight in files.items() if weight}
-    count, how = _counter(tokenizer_directory)
-    found = [_of_file(file, size, size / sum(sizes.values()), sum(sizes.values()), count, seed) for file, size in sizes.items()]
+    counter, total = conversation_tokens.Counter(tokenizer_directory), sum(sizes.values())
+    found = [_of_file(file, size, total, counter, max_length, seed) for file, size in sizes.items()]
     if found and not any(len(f.lengths) for f in found):
         raise Refusal(f"none of the {sum(f.counted for f in found):,} rows that were looked at can be used; {found[0].problem}")
-    rows = np.array([f.rows * (1 - f.unusable) * files[f.file] * (1 - held_out) for f in found])
+    usable = np.array([f.rows * (1 - f.unusable) for f in found])
+    rows = usable * [files[f.file] * (1 - held_out) for f in found]
     if round(rows.sum()) == 0:
         raise Refusal(f"the weights {files} leave no row to train on; give at least one file a larger weight")
     cut = [np.minimum(f.lengths, max_length) for f in found]
+    means = np.array([c.mean() if len(c) else 0.0 for c in cut])
     shares = [(f.lengths > max_length).mean() if len(f.lengths) else 0.0 for f in found]
+    shortened = float(np.average(shares, weights=rows))
     kept = rows * min(1, KEPT / rows.sum())
     return TokenCounts(
-        rows=round(rows.sum()), tokens=round(sum(r * c.mean() for r, c in zip(rows, cut, strict=True) if len(c))),
+        rows=round(rows.sum()), tokens=round((rows * means).sum()),
         lengths=np.concatenate([_spread(c, max(1, round(k))) for c, k in zip(cut, kept, strict=True)]),
-        shortened_share=float(np.average(shares, weights=rows)),
+        shortened_share=shortened,
         unusable_share=float(np.average([f.unusable for f in found], weights=[f.rows for f in found])),
-        source=_sentence(found, how),
+        source=_counted(found, counter.how, held_out) + _shortened(shortened) + _unusable(found, bad_rows),
+        validation_rows=round(usable.sum() * held_out / 2), validation_tokens=round((usable * means).sum() * held_out / 2),
     )  # fmt: skip
 
 
@@ -124,148 +128,64 @@ class _File:
 
 
 def _of_cache(cached):
-    lengths, statistics = cached.lengths().astype(np.int64), cached.statistics
+    lengths, statistics = cached.lengths(), cached.statistics
+    splits, usable = statistics["splits"], statistics["rows_read"] - statistics["bad_row_count"]
+    held_out = sum(splits[name]["rows"] for name in ("validation", "test") if name in splits) / usable
+    validation = splits.get("validation", {"rows": 0, "tokens": 0})
     distinct = sum(f["rows_after_weighting"] / max(f["weight"], 1) for f in statistics["files"].values())  # "shortened" is of these
-    shortened = statistics["splits"]["train"]["shortened"] / distinct
-    unusable = statistics["bad_row_count"] / statistics["rows_read"]
+    shortened, unusable = splits["train"]["shortened"] / distinct, 1 - usable / statistics["rows_read"]
+    source = "tokenised cache" + (f" of {_percent(1 - held_out)} of all {usable:,} rows (the others are held out)" if held_out else "")
+    left_out = f"; {statistics['bad_row_count']:,} rows ({_percent(unusable)}) cannot be used and are left out" if unusable else ""
     kept = lengths
-    if len(lengths) > KEPT:  # neighbours stay together, for they are packed together
-        starts = np.linspace(0, len(lengths) - PACKED_TOGETHER, KEPT // PACKED_TOGETHER).astype(int)
+    if len(lengths) > KEPT_OF_CACHE:  # neighbours stay together, for they are packed together
+        starts = np.linspace(0, len(lengths) - PACKED_TOGETHER, KEPT_OF_CACHE // PACKED_TOGETHER).astype(int)
         kept = lengths[(starts[:, None] + np.arange(PACKED_TOGETHER)).ravel()]
-    return TokenCounts(len(lengths), int(lengths.sum()), kept, shortened, unusable, "tokenised cache")
+    return TokenCounts(
+        len(lengths), int(lengths.sum()), kept, shortened, unusable, source + _shortened(shortened) + left_out,
+        validation["rows"], validation["tokens"], exact=kept is lengths,
+    )  # fmt: skip
 
 
-def _of_file(file, size, share, total, count, seed):
-    """`_File` of one of the files, which has `share` of their `total` bytes.
+def _of_file(file, size, total, counter, max_length, seed):
+    """`_File` of one of the files, which has `size` of their `total` bytes.
 
     The lengths in bytes of many lines are cheap, their tokens are not. So tokens are counted for rows spread evenly over the
     lines sorted by length, and each line has as many tokens per byte as the counted row that is nearest to it in that order.
     """
-    lines, whole = _lines(file, size, max(8, round(BLOCKS * share)) if total > SMALL else None, seed)
+    small, share = total <= SMALL, size / total
+    lines, whole = sampled_lines.read(file, size, None if small else share, seed)
     used = [place for place, line in enumerate(lines) if line.strip()]
     if not used:
         raise Refusal(f"{file} has no rows; TRAIN_FILES must name files with one JSON object a line")
     sizes = np.array([len(lines[place]) for place in used])
     rows = len(used) if whole else size * len(used) / (sum(map(len, lines)) + len(lines))
-    affordable = share * min(COUNTED_ROWS, COUNTED / np.minimum(sizes, PIECE).mean())
-    counted = len(used) if total <= SMALL else min(len(used), max(30, int(affordable)))
+    affordable = share * min(COUNTED_ROWS, COUNTED / np.minimum(sizes, conversation_tokens.PIECE).mean())
+    counted = len(used) if small else min(len(used), max(30, int(affordable)))
     order = np.argsort(sizes, kind="stable")
     nearest = np.arange(len(used)) * counted // len(used)  # the counted row of each line, in the order of their sizes
     chosen = order[np.searchsorted(nearest, np.arange(counted)) + np.bincount(nearest) // 2]
     conversations, problems = [], {}
     for place in chosen:
-        line = used[place] + 1 if whole else 0
         try:
-            conversations.append(chat_rows.parse(lines[used[place]].removeprefix(b"\xef\xbb\xbf").strip(), file, line)[0].messages)
+            messages = chat_rows.parse(lines[used[place]].removeprefix(b"\xef\xbb\xbf").strip(), file, 0)[0].messages
+            if token := counter.control_token(messages):
+                raise chat_rows.BadRow(f"it holds the control token {token} as text, which the model would obey")
+            conversations.append(messages)
         except chat_rows.BadRow as reason:
-            problems[place] = f"{file}{f' line {line}' if line else ''}: {reason}"
+            problems[place] = str(reason)
             conversations.append(None)
-    tokens = count(conversations, None if total <= SMALL else PIECE)
-    lengths = np.empty(len(used))
-    lengths[order] = (tokens / sizes[chosen])[nearest] * sizes[order]
-    usable = lengths[~np.isnan(lengths)]
-    problem = problems[min(problems)] if problems else ""
+    tokens = counter.count(conversations, whole=small)
+    too_long = f"leaves no room for a prompt in MAX_SEQ_LENGTH = {max_length}; answers are never cut"
+    for place, (_, least, answer) in zip(chosen, tokens, strict=True):
+        if np.rint(least) > max_length:
+            problems[place] = f"its answer has about {answer:,.0f} tokens and {too_long}"
+    lengths, least = np.empty((2, len(used)))
+    lengths[order], least[order] = (tokens[:, :2] / sizes[chosen, None])[nearest].T * sizes[order]
+    usable = lengths[np.rint(least) <= max_length]  # NaN is not
+    problem = f"{file}: an answer {too_long}" if len(usable) < len(used) else ""
+    if problems:
+        problem = f"{file}{f' line {used[min(problems)] + 1}' if whole else ''}: {problems[min(problems)]}"
     return _File(file, rows, np.maximum(np.rint(usable), 1).astype(np.int64), counted, 1 - len(usable) / len(used), problem)
-
-
-def _lines(file, size, blocks, seed):
-    """(lines of the file as bytes, whether these are all). blocks: how many blocks may be read, None for all.
-
-    Blocks are drawn, not lines, and a line belongs to the block in which it begins: so a long line is drawn as often as a
-    short one. (Of the lines at random places most would be long.)
-    """
-    places = -(-size // BLOCK)
-    whole = blocks is None or blocks >= places
-    with Path(file).open("rb") as content:
-        if whole:
-            return _split(content.read()), True
-        found, looked_at = {}, 0
-        for place in np.random.default_rng(seed).choice(places, blocks, replace=False).tolist():
-            if looked_at <= LINES * blocks / BLOCKS:
-                found[place] = _begun_in(content, place * BLOCK)
-                looked_at += len(found[place])
-        lines = [line for place in sorted(found) for line in found[place]]
-        content.seek(0)
-        return lines or _split(content.readline()), False  # so long may lines be that none begins where we looked
-
-
-def _begun_in(content, start):
-    """The lines of the open file that begin in the block at byte `start`, the last one to its end."""
-    content.seek(max(0, start - 1))
-    if start:
-        content.readline(BLOCK + 1)  # the end of a line that began before, or the newline at the block's edge
-    text = content.read(max(0, start + BLOCK - content.tell()))
-    return _split(text if text.endswith(b"\n") or not text else text + content.readline())
-
-
-def _split(text):
-    return text.removesuffix(b"\n").split(b"\n") if text else []
-
-
-def _counter(directory):
-    """(function of conversations and the characters to look at, to tokens as floats; how it counts, in words).
-
-    A conversation that is None has NaN tokens.
-    """
-    tokenizer = None
-    if directory and (Path(directory) / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(Path(directory) / "tokenizer.json"))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-
-    def tokens(texts):
-        if tokenizer is None:
-            return [len(text) / CHARACTERS_PER_TOKEN for text in texts]
-        return [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]  # a batch starts threads, and we may fork later
-
-    per_row, per_message, of_system = _template_tokens(directory, tokens) if tokenizer else (0, 5, 0)
-
-    def count(conversations, piece):
-        contents = [message["content"].strip() for messages in conversations for message in messages or ()]
-        shown = [content[:piece] for content in contents]
-        found = iter([n * len(c) / len(s) for n, c, s in zip(tokens(shown), contents, shown, strict=True)])
-        return np.array([
-            np.nan if messages is None else per_row + of_system * (messages[0]["role"] == "system")
-            + sum(next(found) + per_message for _ in messages)
-            for messages in conversations
-        ])  # fmt: skip
-
-    return count, " counted with the model's tokenizer" if tokenizer else "; no tokenizer on this machine: 4 characters a token assumed"
-
-
-def _template_tokens(directory, tokens):
-    """(tokens of a row, of a message, of a system message) that the chat template adds to the contents.
-
-    Told by rendering conversations of one-token messages. Some templates put a system message where there is none, and Llama
-    3.1's writes dates. Without a template that can be rendered: five a message, as Llama 3's and ChatML's own markup takes.
-    """
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-    environment.globals["strftime_now"] = lambda _: chat_text.DATE
-    system, *turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "user", "assistant")]
-    try:
-        source, names = _template(directory)
-        template = environment.from_string(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
-        conversations = (turns[:2], turns, [system, *turns[:2]])
-        one, two, with_system = tokens([template.render(messages=m, date_string=chat_text.DATE, **names) for m in conversations])
-    except (TemplateError, OSError, KeyError, TypeError, ValueError):
-        return 0, 5, 0
-    per_message = (two - one) / 2 - 1
-    return 2 * one - two, per_message, with_system - one - per_message - 1
-
-
-def _template(directory):
-    """(the chat template, {"bos_token": …, "eos_token": …}) of a model directory."""
-    settings = json.loads((Path(directory) / "tokenizer_config.json").read_text(encoding="utf-8"))
-    names = {name: settings.get(name) or "" for name in ("bos_token", "eos_token")}
-    names = {name: token["content"] if isinstance(token, dict) else token for name, token in names.items()}
-    file = Path(directory) / "chat_template.jinja"
-    return (file.read_text(encoding="utf-8") if file.is_file() else settings["chat_template"]), names
 
 
 def _spread(values, count):
@@ -274,9 +194,12 @@ def _spread(values, count):
 
 
 def _packed(lengths, capacity):
-    """Rows of `capacity` tokens that best fit decreasing fills."""
-    room, packed = [], 0  # what is left in the packed rows that are not full, sorted
-    for length in sorted(lengths.tolist(), reverse=True):
+    """Rows of `capacity` tokens that best fit decreasing fills. lengths: an array, of no row above the capacity."""
+    lengths = np.sort(lengths)[::-1]
+    alone = int(np.searchsorted(-lengths, -capacity / 2))  # rows above half the capacity: no two share a packed row
+    room = (capacity - lengths[np.searchsorted(-lengths, -capacity, "right") : alone]).tolist()  # of those that are not full, sorted
+    packed = alone
+    for length in lengths[alone:].tolist():
         place = bisect_left(room, length)
         if place == len(room):
             packed += 1
@@ -286,12 +209,33 @@ def _packed(lengths, capacity):
     return packed
 
 
-def _sentence(found, how):
+def _counted(found, how, held_out):
+    """The source in words: "90% of all 500 rows …"."""
     counted, rows = sum(f.counted for f in found), sum(f.rows for f in found)
+    trained, others = (f"{_percent(1 - held_out)} of ", " (the others are held out)") if held_out else ("", "")
+    if counted == rows:
+        return f"{trained}all {rows:,} rows{others}{how}"
     about = round(rows, 2 - len(str(round(rows))))  # two digits
-    text = f"all {rows:,} rows{how}" if counted == rows else f"a sample of {counted:,} of about {about:,.0f} rows{how}"
-    if problem := next((f.problem for f in found if f.problem), ""):
-        share = sum(f.unusable * f.rows for f in found) / rows
-        left_out = f"{share * rows:,.0f} of them" if counted == rows else f"about {max(share, 1e-4):.2%} of them"
-        text += f"; {left_out} cannot be used and are left out, the first: {problem}"
-    return text
+    return f"{trained}about {about:,.0f} rows{others}, told from a sample of {counted:,}{how}"
+
+
+def _shortened(share):
+    return f"; {_percent(share)} of the rows are longer than MAX_SEQ_LENGTH and will be shortened" if share else ""
+
+
+def _unusable(found, bad_rows):
+    """What training does with the rows that it cannot use, and the first of them."""
+    problem = next((f.problem for f in found if f.problem), "")
+    if not problem:
+        return ""
+    exact = sum(f.counted for f in found) == sum(f.rows for f in found)
+    rows = sum(f.unusable * f.rows for f in found)
+    share = _percent(rows / sum(f.rows for f in found))
+    many = f"{rows:,.0f} of them ({share})" if exact else f"about {share} of them"
+    if bad_rows == "stop":
+        return f'; {many} cannot be used, and training will stop there: {problem} (BAD_ROWS = "skip" leaves such rows out)'
+    return f"; {many} cannot be used and will be left out, the first: {problem}"
+
+
+def _percent(share):
+    return f"{max(100 * share, 0.01):.3g}%"

@@ -1,5 +1,6 @@
 """Reading rows: five formats judged per row, every rule named with file and line, skipping counted."""
 
+import gzip
 import json
 
 import pytest
@@ -234,5 +235,35 @@ def test_missing_empty_and_blank_files(write, tmp_path):
             chat_rows.read([path])
         assert str(path) in str(refused.value)
         assert said in str(refused.value)
-    with pytest.raises(Refusal, match="does not exist"):
-        chat_rows.read([tmp_path])  # a directory
+    with pytest.raises(Refusal, match=f"{tmp_path} is a directory; TRAIN_FILES must name the JSONL files in it"):
+        chat_rows.read([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rows.json", json.dumps([{"messages": GOOD}] * 2), "is one JSON array"),
+        ("rows.jsonl", "\ufeff " + json.dumps([{"messages": GOOD}], indent=1), "is one JSON array"),
+        ("rows.jsonl", json.dumps([{"messages": GOOD}] * 2000), "is one JSON array"),
+        ("rows.jsonl", "[" * 100_000 + "\n[", "is one JSON array"),
+        ("rows.jsonl.gz", gzip.compress(b"{}\n"), "is compressed with gzip"),
+        ("rows.CSV", "question,answer\nWhy?,So.\n", "is a CSV table"),
+    ],
+)
+def test_files_of_another_kind(tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for call in (chat_rows.require, chat_rows.read):
+        with pytest.raises(Refusal) as refused:
+            call({str(path): 1.0})
+        assert str(refused.value).startswith(f"{path} {said}")
+        assert str(refused.value).endswith('TRAIN_FILES must name files with one row a line, such as {"question": "...", "answer": "..."}')
+    chat_rows.require({str(path): 0.0})  # turned off
+
+
+def test_rows_of_another_kind_are_bad_rows(write):
+    path = write("rows.csv", {"id": "a", "messages": GOOD}, [1])
+    lists = write("rows.jsonl", [1], {"id": "b", "messages": GOOD})
+    rows, report = chat_rows.read([path, lists], bad_rows="skip")
+    assert [row.id for row in rows] == ["a", "b"]
+    assert [(b["file"], b["line"]) for b in report["bad_rows"]] == [(path, 2), (lists, 1)]

@@ -95,6 +95,11 @@ def test_a_flag_beats_the_config_beats_tiny_beats_the_file(run, config):
     assert resolved.default_run_name == "example_tiny"
 
 
+def test_names_with_values_are_typed_as_the_refusal_of_a_bare_path_shows(run):
+    example = refusal(run, "--train-files", "my.jsonl").split("such as ")[1].rstrip(". ")
+    assert run("--train-files", example)[0]["TRAIN_FILES"] == {"path": 1.0, "other": 0.5}
+
+
 def test_keywords_of_main_are_flags_in_either_case(run):
     namespace, resolved = run(learning_rate=1e-3, LORA_R=2, tiny=True)
     assert (namespace["LEARNING_RATE"], namespace["LORA_R"], namespace["MAX_SEQ_LENGTH"]) == (1e-3, 2, 256)
@@ -137,6 +142,7 @@ def test_a_json_config(run, config):
         ("learning_rate: .inf\n", ["LEARNING_RATE is inf", "a number above 0", "finite"]),
         ("learning_rate: .nan\n", ["LEARNING_RATE is nan"]),
         ("train_files:\n  a.jsonl: .inf\n", ["TRAIN_FILES['a.jsonl'] is inf", "finite"]),
+        ("train_files: my.jsonl\n", ["TRAIN_FILES is 'my.jsonl'; it must be names with values, each a number of 0 or more, such as path=1"]),
         ("- 1\n- 2\n", ["a list", "names with values"]),
         ("lora_r: [\n", ["neither YAML nor JSON"]),
         ("lora_r: 1.5\n", ["LORA_R is 1.5", "a whole number above 0"]),
