@@ -142,7 +142,7 @@ def test_a_json_config(run, config):
         ("learning_rate: .inf\n", ["LEARNING_RATE is inf", "a number above 0", "finite"]),
         ("learning_rate: .nan\n", ["LEARNING_RATE is nan"]),
         ("train_files:\n  a.jsonl: .inf\n", ["TRAIN_FILES['a.jsonl'] is inf", "finite"]),
-        ("train_files: my.jsonl\n", ["TRAIN_FILES is 'my.jsonl'; it must be names with values, each a number of 0 or more, such as path=1"]),
+        ("train_files: my.jsonl\n", ["TRAIN_FILES is 'my.jsonl'; it must be names with values, each", "such as path=1.0"]),
         ("- 1\n- 2\n", ["a list", "names with values"]),
         ("lora_r: [\n", ["neither YAML nor JSON"]),
         ("lora_r: 1.5\n", ["LORA_R is 1.5", "a whole number above 0"]),
