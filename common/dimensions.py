@@ -1,15 +1,19 @@
 """A language model by its dimensions alone: what its config says, and how many parameters that makes. No weights, no torch.
 
 The models of the recipes are known offline, by the dimensions their authors published; any other is read from its config.json,
-in a directory or in the hub's cache.
+in a directory, in the hub's cache, or fetched alone.
 """
 
 import json
+import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import json_object
 from common.refusal import Refusal
 
+SECONDS_FOR_THE_HUB = 3  # to send a config.json of 1 kB; a plan is not to wait for a network that is not there
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -72,13 +76,17 @@ class Dimensions:
         last_norm = self.hidden_size * (2 if self.family == "gpt2" else 1)
         return self.embedding_parameters() + self.num_hidden_layers * self.layer_parameters() + last_norm
 
-    def largest_module_parameters(self):
-        """Of what ZeRO-3 gathers at once: a whole layer, or the table of embeddings."""
-        return max(self.layer_parameters(), self.vocab_size * self.hidden_size)
-
     def lora_parameters(self, r, target_modules):
-        """Of an adapter of rank `r`: A is [r, in_features] and B [out_features, r] for each matrix that is named."""
+        """Of an adapter of rank `r`: A is [r, in_features] and B [out_features, r] for each matrix that is named.
+
+        Raises `Refusal` for one that these layers do not have.
+        """
         shapes = self.matrices()
+        if missing := [name for name in target_modules if name not in shapes]:
+            raise Refusal(
+                f"TARGET_MODULES names {', '.join(map(str, missing))}, which a layer of {self.family} does not have; take some of "
+                f"{', '.join(shapes)}"
+            )
         return self.num_hidden_layers * r * sum(sum(shapes[name]) for name in target_modules)
 
 
@@ -101,61 +109,161 @@ KNOWN = {  # from each model's config.json on the hub; checked against transform
 }
 
 
-def read(name, revision=None):
-    """The `Dimensions` of a model named as in MODEL_NAME: known here, a directory with config.json, or in the hub's cache.
+def read(name, revision=None, constant="MODEL_NAME"):
+    """The `Dimensions` of a model named as in MODEL_NAME: a directory, a model known here, or one on the hub.
 
-    A copy under another owner ("unsloth/Llama-3.2-3B-Instruct") has the dimensions of the original. Asks no network. Raises `Refusal`
-    where the config is not on this machine, or is of a kind that the arithmetic does not know.
+    Unsloth's copies, quantised or not, have the dimensions of the original. Of other hub models config.json is read, from the cache or
+    fetched alone, for which at most `SECONDS_FOR_THE_HUB` are waited. constant: where `name` came from, for `Refusal`s, which are raised
+    where there is no such config, where it is not a whole one, or of a kind that the arithmetic does not know.
     """
-    if Path(name).is_dir():
-        return _from_directory(Path(name))
-    by_last_part = {known.rsplit("/", 1)[-1].lower(): found for known, found in KNOWN.items()}
-    if found := by_last_part.get(name.rsplit("/", 1)[-1].lower().removesuffix("-unsloth-bnb-4bit").removesuffix("-bnb-4bit")):
+    return _read(name, revision, constant, ())
+
+
+def _read(name, revision, constant, adapters):
+    if name and os.path.isdir(name):
+        return _from_directory(Path(name), constant, adapters)
+    if found := _known(name):
         return found
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise Refusal(f"{constant} is {name!r}: no such directory, and a hub name has the form owner/name; known without a hub are "
+                      f"{', '.join(KNOWN)}")  # fmt: skip
+    path = _cached(name, revision, constant) or _fetched(name, revision)
+    return from_config(json_object.read(path, f"remove it, and run once with --prefetch to download {name} again"), path)
+
+
+def _known(name):
+    """What is known here of a model by its exact name, or as Unsloth's copy of it."""
+    owner, _, last = name.lower().rpartition("/")
+    if owner == "unsloth":
+        copied = last.removesuffix("-unsloth-bnb-4bit").removesuffix("-bnb-4bit")
+        return next((found for known, found in KNOWN.items() if "/" in known and known.lower().rpartition("/")[2] == copied), None)
+    return next((found for known, found in KNOWN.items() if known.lower() == name.lower()), None)
+
+
+def _cached(name, revision, constant):
+    """The path of a hub model's config.json in the local cache, or None."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    cached = try_to_load_from_cache(name, "config.json", revision=revision) if name.count("/") == 1 else None
-    if not isinstance(cached, str):
-        raise Refusal(
-            f"the dimensions of {name} are not known here and its config.json is not on this machine; run once with --prefetch, "
-            f"or plan with one of {', '.join(KNOWN)}"
-        )
-    return from_config(json.loads(Path(cached).read_text(encoding="utf-8")), name)
-
-
-def _from_directory(path):
-    adapter = path / "adapter_config.json"
-    if not (path / "config.json").is_file() and adapter.is_file():  # of an adapter, those of its base
-        return read(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
     try:
-        return from_config(json.loads((path / "config.json").read_text(encoding="utf-8")), str(path))
-    except (OSError, json.JSONDecodeError) as error:
-        raise Refusal(f"{path / 'config.json'} cannot be read: {error}") from None
+        path = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError as error:
+        raise Refusal(f"{constant} is {name!r}, which cannot be a hub name: {str(error).splitlines()[0]}") from None
+    return path if isinstance(path, str) else None  # else None, or the mark of a file that the hub does not have
 
 
-def from_config(config, name="the model"):
-    """`Dimensions` from the content of a config.json. Raises `Refusal` for a kind of model that is not one of the four."""
+def _fetched(name, revision):
+    """The path of a hub model's config.json after it was downloaded into the cache."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    answer = []
+
+    def ask():
+        try:  # without a network the first fails at once, where the second would try again for half a minute
+            get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=SECONDS_FOR_THE_HUB - 1)
+            answer.append(hf_hub_download(name, "config.json", revision=revision, etag_timeout=SECONDS_FOR_THE_HUB - 1))
+        except Exception as error:  # whatever it is, the config was not fetched
+            answer.append(error)
+
+    if constants.HF_HUB_OFFLINE:
+        why = "HF_HUB_OFFLINE is set"
+    else:
+        asking = threading.Thread(target=ask, daemon=True)  # looking up a name or a trickle of bytes has no time limit of its own
+        asking.start()
+        asking.join(SECONDS_FOR_THE_HUB)
+        if answer and isinstance(answer[0], str):
+            return answer[0]
+        error = answer[0] if answer else None
+        if isinstance(error, GatedRepoError):
+            why = f"{name} is gated: accept its licence at https://huggingface.co/{name} and set HF_TOKEN to a token that may read it"
+        elif isinstance(error, RepositoryNotFoundError):
+            why = "the hub has no such model that you may see (check the spelling, or set HF_TOKEN for a private one)"
+        elif isinstance(error, RevisionNotFoundError):
+            why = f"the hub has no revision {revision!r} of it"
+        elif isinstance(error, EntryNotFoundError):
+            why = "on the hub it has none"
+        else:
+            why = f"the hub did not send it ({(str(error) or repr(error)).splitlines()[0]})" if error else "the hub did not answer in time"
+    raise Refusal(
+        f"the dimensions of {name} are not known here, its config.json is not on this machine, and {why}; save that file of 1 kB in a "
+        "directory and pass it as --model-name DIR, or where there is network run once with --prefetch"
+    )
+
+
+def _from_directory(path, constant, adapters):
+    config, adapter = path / "config.json", path / "adapter_config.json"
+    if config.exists():
+        return from_config(json_object.read(config, "save the model's whole config.json there"), config)
+    if not adapter.exists():
+        raise Refusal(f"{constant} is '{path}', which has neither config.json nor adapter_config.json, so it is no model directory")
+    key = "base_model_name_or_path"
+    base = json_object.read(adapter, "save the adapter's own adapter_config.json there").get(key)
+    if not isinstance(base, str) or not base:
+        found = f"says {key} = {base!r}" if base else f"has no {key}"
+        raise Refusal(f"{adapter} {found}; write the directory or the hub name of the adapter's base there")
+    adapters = (*adapters, os.path.realpath(path))
+    if os.path.realpath(base) in adapters:
+        raise Refusal(f"{adapter} says {key} = {base!r}, which leads back to itself; write the directory or the hub name of the base there")
+    return _read(base, None, f"{key} in {adapter}", adapters)
+
+
+def from_config(config, source="config.json"):
+    """`Dimensions` from the content of a config.json. source: its path, for `Refusal`s, which are raised for a kind of model that is not
+    one of the four and for values that no model has."""
+    if not isinstance(config, dict):
+        raise Refusal(f"{source} holds {json_object.kind(config)}, where an object {{...}} belongs; save the model's config.json there")
     family = config.get("model_type")
-    try:
-        if family == "gpt2":
-            width, heads = config["n_embd"], config["n_head"]
-            wide = config.get("n_inner") or 4 * width
-            return Dimensions(family, width, wide, config["n_layer"], heads, heads, width // heads, config["vocab_size"],
-                              config["n_positions"], config.get("tie_word_embeddings", True), True, True, True,
-                              config.get("activation_function", "gelu_new") in ("gelu", "gelu_pytorch_tanh"))  # fmt: skip
-        family = "llama" if family == "mistral" else family  # the same layers
-        if family not in ("llama", "qwen2", "qwen3"):
-            raise Refusal(
-                f"{name} is of model_type {family!r}, whose memory and time are not computed here; those of llama, mistral, qwen2, qwen3 "
-                "and gpt2 are. Go on with --no-plan"
-            )
-        heads = config["num_attention_heads"]
-        bias = config.get("attention_bias", False)
+    if family == "gpt2":
+        width, heads = _whole(config, source, "n_embd"), _whole(config, source, "n_head")
+        _divides(source, "n_head", heads, "n_embd", width)
         return Dimensions(
-            family, config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"], heads,
-            config.get("num_key_value_heads") or heads, config.get("head_dim") or config["hidden_size"] // heads, config["vocab_size"],
-            config["max_position_embeddings"], config.get("tie_word_embeddings", False), qkv_bias=bias or family == "qwen2",
-            o_bias=bias, mlp_bias=config.get("mlp_bias", False),
+            family, width, _whole(config, source, "n_inner", 4 * width), _whole(config, source, "n_layer"), heads, heads, width // heads,
+            _whole(config, source, "vocab_size"), _whole(config, source, "n_positions"), _flag(config, source, "tie_word_embeddings", True),
+            True, True, True, config.get("activation_function", "gelu_new") in ("gelu", "gelu_pytorch_tanh"),
         )  # fmt: skip
-    except KeyError as missing:
-        raise Refusal(f"the config.json of {name} has no {missing}, which {family} models have; it is not a whole config") from None
+    family = "llama" if family == "mistral" else family  # the same layers
+    if family not in ("llama", "qwen2", "qwen3"):
+        raise Refusal(
+            f"{source} is of model_type {family!r}, whose memory and time are not computed here; those of llama, mistral, qwen2, qwen3 "
+            "and gpt2 are. Go on with --no-plan"
+        )
+    width, heads = _whole(config, source, "hidden_size"), _whole(config, source, "num_attention_heads")
+    shared = _whole(config, source, "num_key_value_heads", heads)
+    _divides(source, "num_key_value_heads", shared, "num_attention_heads", heads)
+    if config.get("head_dim") is None:
+        _divides(source, "num_attention_heads", heads, "hidden_size", width)
+    bias = _flag(config, source, "attention_bias", False)
+    return Dimensions(
+        family, width, _whole(config, source, "intermediate_size"), _whole(config, source, "num_hidden_layers"), heads, shared,
+        _whole(config, source, "head_dim", width // heads), _whole(config, source, "vocab_size"),
+        _whole(config, source, "max_position_embeddings"), _flag(config, source, "tie_word_embeddings", False),
+        qkv_bias=bias or family == "qwen2", o_bias=bias, mlp_bias=_flag(config, source, "mlp_bias", False),
+    )  # fmt: skip
+
+
+def _whole(config, source, key, default=None):
+    """A whole number of a config.json; `default` where it is absent or null."""
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if value is None:
+        raise Refusal(f"{source} has no {key}, which models of its model_type have; save the model's whole config.json there")
+    if type(value) is not int or not 1 <= value < 2**31:
+        found = json.dumps(value, default=str)[:60]
+        raise Refusal(f"{source} says {key} = {found}; it must be a whole number from 1 to {2**31 - 1}, as the model has it")
+    return value
+
+
+def _flag(config, source, key, default):
+    value = config.get(key)
+    if value is None:
+        return default
+    if type(value) is not bool:
+        raise Refusal(f"{source} says {key} = {json.dumps(value, default=str)[:60]}; it must be true or false, as the model has it")
+    return value
+
+
+def _divides(source, key, value, whole_key, whole):
+    if whole % value:
+        raise Refusal(f"{source} says {key} = {value}, which does not divide {whole_key} = {whole}; save the model's own config.json there")

@@ -1,16 +1,47 @@
 """DeepSpeed's ZeRO: its JSON against the constants, and its checkpoints for another number of ranks."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
-from common import hardware, manifest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common import hardware, json_object, manifest
 from common.job import Zero
 from common.refusal import Refusal
-from common.run_directory import read_json
+
+FIX = "ds_configs/ holds one JSON for each sharded recipe"
+
+
+class _Offload(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    device: Literal["none", "cpu", "nvme"] = "none"
+
+
+def _size(default, least=0):
+    return Field(default, ge=least, multiple_of=1, description=f'a whole number from {least}, without quotes, or "auto"')
+
+
+class _ZeroOptimization(BaseModel):
+    """What of "zero_optimization" decides memory; descriptions say what is wanted, defaults are DeepSpeed's."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    stage: int = Field(0, ge=0, le=3, description="0, 1, 2 or 3")
+    offload_optimizer: _Offload | None = Field(None, description='an object whose device is "none", "cpu" or "nvme"')
+    offload_param: _Offload | None = Field(None, description='an object whose device is "none", "cpu" or "nvme"')
+    cpu_offload: bool | None = Field(None, description="true or false (better: offload_optimizer)")  # the name of old
+    cpu_offload_param: bool | None = Field(None, description="true or false (better: offload_param)")
+    overlap_comm: bool | None = Field(None, description="true or false")  # None: decided by the stage
+    reduce_bucket_size: float = _size(5e8, least=1)
+    stage3_prefetch_bucket_size: float = _size(5e7)
+    stage3_max_live_parameters: float = _size(1e9)
+    stage3_max_reuse_distance: float = _size(1e9)
+    stage3_param_persistence_threshold: float = _size(1e5)
 
 
 def check(path, **constants):
@@ -18,42 +49,62 @@ def check(path, **constants):
 
     constants: {JSON key, nested with __: value}, for example gradient_clipping=1.0, bf16__enabled=True.
     """
-    config = read_json(path)
-    if config is None:
-        raise Refusal(f"DS_CONFIG names {path}, which does not exist; ds_configs/ holds one JSON for each sharded recipe")
+    if not os.path.exists(path):
+        raise Refusal(f"DS_CONFIG names {path}, which does not exist; {FIX}")
+    config = json_object.read(path, FIX)
     for key, wanted in constants.items():
-        found = config
-        for part in key.split("__"):
-            found = found.get(part, "auto") if isinstance(found, dict) else "auto"
+        *above, last = key.split("__")
+        section = config
+        for n, part in enumerate(above):
+            section = _section(section, part, ".".join(above[: n + 1]), path)
+        found = section.get(last, "auto")
         if found not in ("auto", wanted):
             name = key.replace("__", ".")
             raise Refusal(f'{path} says {name} = {found!r}, the constants say {wanted!r}; write "auto" there, or change the constant')
     return config
 
 
-def facts(path, hidden_size, alone=False):
-    """The `job.Zero` of a JSON: its stage, offloading and buckets, DeepSpeed's defaults where it is silent.
+def facts(config, path, hidden_size, alone=False):
+    """The `job.Zero` of what `check` returned of a `path`: its stage, offloading and buckets, DeepSpeed's defaults where it is silent.
 
     "auto" is what transformers makes of it (integrations/deepspeed.py): buckets of hidden_size², a prefetch of nine tenths of that, and
-    tensors of ten times hidden_size kept whole.
-    alone: one GPU runs under DeepSpeed too.
+    tensors of ten times hidden_size kept whole; any other "auto" DeepSpeed drops, and takes its default.
+    alone: one GPU runs under DeepSpeed too. Raises `Refusal` for a value that DeepSpeed would not take.
     """
-    found = (read_json(path) or {}).get("zero_optimization", {})
-
-    def number(key, default, auto):
-        value = found.get(key, default)
-        return auto if value == "auto" else value
-
-    def offloads(key):
-        return (found.get(key) or {}).get("device", "none") != "none"
-
-    stage, square = found.get("stage", 0), hidden_size**2
+    asked, square = _section(config, "zero_optimization", "zero_optimization", path), hidden_size**2
+    automatic = {
+        "reduce_bucket_size": square,
+        "stage3_prefetch_bucket_size": int(0.9 * square),
+        "stage3_param_persistence_threshold": 10 * hidden_size,
+    }
+    given = {key: automatic.get(key) if value == "auto" else value for key, value in asked.items() if value != "auto" or key in automatic}
+    for key in ("offload_optimizer", "offload_param"):
+        if isinstance(given.get(key), dict):
+            given[key] = {name: value for name, value in given[key].items() if value != "auto"}
+    try:
+        found = _ZeroOptimization.model_validate(given)
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][0]
+        wanted = _ZeroOptimization.model_fields[key].description
+        raise Refusal(f"{path} says zero_optimization.{key} = {json.dumps(given[key])[:100]}; it must be {wanted}") from None
     return Zero(
-        stage, alone, offloads("offload_optimizer"), offloads("offload_param"), found.get("overlap_comm", stage == 3),
-        number("reduce_bucket_size", 5e8, square),
-        number("stage3_prefetch_bucket_size", 5e7, 0.9 * square), number("stage3_max_live_parameters", 1e9, 1e9),
-        number("stage3_max_reuse_distance", 1e9, 1e9), number("stage3_param_persistence_threshold", 1e5, 10 * hidden_size),
+        found.stage, alone, _offloads(found.offload_optimizer, found.cpu_offload), _offloads(found.offload_param, found.cpu_offload_param),
+        found.stage == 3 if found.overlap_comm is None else found.overlap_comm, found.reduce_bucket_size,
+        found.stage3_prefetch_bucket_size, found.stage3_max_live_parameters, found.stage3_max_reuse_distance,
+        found.stage3_param_persistence_threshold,
     )  # fmt: skip
+
+
+def _offloads(section, of_old):
+    return bool(of_old) or (section is not None and section.device != "none")
+
+
+def _section(config, key, name, path):
+    """An object inside the JSON, an empty one where it is absent."""
+    found = config.get(key, {})
+    if not isinstance(found, dict):
+        raise Refusal(f"{path} says {name} = {json.dumps(found)[:100]}; it must be an object {{...}}, or be left out")
+    return found
 
 
 def in_one_process():

@@ -1,6 +1,11 @@
 """Dimensions against transformers' own models, built on the meta device where they take no memory."""
 
+import http.server
 import json
+import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -65,23 +70,252 @@ def test_llama_with_biases_everywhere():
     assert d.parameters() == sum(p.numel() for p in on_meta(d).parameters())
 
 
-def test_a_directory_an_adapter_on_it_and_a_copy_under_another_owner(tmp_path):
+def test_a_directory_and_an_adapter_on_it(tmp_path):
     d = KNOWN["Qwen/Qwen3-4B-Instruct-2507"]
     (tmp_path / "base").mkdir()
     config_of(d).save_pretrained(tmp_path / "base")
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))
-    assert read(str(tmp_path / "base")) == read(str(tmp_path / "adapter")) == d
-    assert read("unsloth/Qwen3-4B-Instruct-2507-unsloth-bnb-4bit") == d
+    write(tmp_path / "adapter" / "adapter_config.json", {"base_model_name_or_path": str(tmp_path / "base")})
+    write(tmp_path / "on the adapter" / "adapter_config.json", {"base_model_name_or_path": str(tmp_path / "adapter")})
+    assert read(str(tmp_path / "base")) == read(str(tmp_path / "adapter")) == read(str(tmp_path / "on the adapter")) == d
 
 
-def test_what_cannot_be_known_is_said(tmp_path):
-    with pytest.raises(Refusal, match="nobody/nothing-7B are not known here and its config.json is not on this machine; run once with"):
-        read("nobody/nothing-7B")
-    with pytest.raises(Refusal, match="model_type 'mamba', whose memory and time are not computed"):
-        from_config({"model_type": "mamba"})
-    with pytest.raises(Refusal, match="has no 'num_attention_heads'"):
-        from_config({"model_type": "llama", "hidden_size": 8})
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(Refusal, match="config.json cannot be read"):
-        read(str(tmp_path))
+def test_unsloths_copies_and_bare_names_are_known():
+    for copy in ("Qwen3-4B-Instruct-2507", "qwen3-4b-instruct-2507-unsloth-bnb-4bit", "Qwen3-4B-Instruct-2507-bnb-4bit"):
+        assert read(f"unsloth/{copy}") == KNOWN["Qwen/Qwen3-4B-Instruct-2507"]
+    assert read("gpt-125M") == KNOWN["gpt-125M"]
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
+
+
+def refused(call, *arguments):
+    with pytest.raises(Refusal) as raised:
+        call(*arguments)
+    return str(raised.value)
+
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 128,
+}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_size": 512, "n_positions": 128}
+WHOLE = "it must be a whole number from 1 to 2147483647"
+
+
+def test_the_configs_that_are_broken_below_are_whole():
+    assert from_config(LLAMA) == dimensions.Dimensions("llama", 64, 96, 2, 4, 2, 16, 512, 128, False)
+    assert from_config(GPT2 | {"n_inner": None}).intermediate_size == 256
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, "is of model_type None, whose memory and time are not computed here"),
+        ({"model_type": "mamba"}, "is of model_type 'mamba', whose memory and time are not computed here"),
+        ({"model_type": ["llama"]}, "is of model_type ['llama'], whose memory and time are not computed here"),
+        ({"model_type": "llama", "hidden_size": 8}, "has no num_attention_heads"),
+        (LLAMA | {"hidden_size": None}, "has no hidden_size"),
+        (LLAMA | {"hidden_size": "64"}, f'says hidden_size = "64"; {WHOLE}'),
+        (LLAMA | {"hidden_size": 64.0}, f"says hidden_size = 64.0; {WHOLE}"),
+        (LLAMA | {"intermediate_size": [96]}, f"says intermediate_size = [96]; {WHOLE}"),
+        (LLAMA | {"num_hidden_layers": -2}, f"says num_hidden_layers = -2; {WHOLE}"),
+        (LLAMA | {"num_hidden_layers": True}, f"says num_hidden_layers = true; {WHOLE}"),
+        (LLAMA | {"num_attention_heads": 0}, f"says num_attention_heads = 0; {WHOLE}"),
+        (LLAMA | {"num_key_value_heads": 0}, f"says num_key_value_heads = 0; {WHOLE}"),
+        (LLAMA | {"head_dim": 0}, f"says head_dim = 0; {WHOLE}"),
+        (LLAMA | {"vocab_size": 10**400}, f"says vocab_size = 1{'0' * 59}; {WHOLE}"),
+        (LLAMA | {"num_attention_heads": 6}, "says num_attention_heads = 6, which does not divide hidden_size = 64"),
+        (LLAMA | {"num_key_value_heads": 3}, "says num_key_value_heads = 3, which does not divide num_attention_heads = 4"),
+        (LLAMA | {"num_key_value_heads": 8}, "says num_key_value_heads = 8, which does not divide num_attention_heads = 4"),
+        (LLAMA | {"tie_word_embeddings": "no"}, 'says tie_word_embeddings = "no"; it must be true or false'),
+        (LLAMA | {"mlp_bias": 1}, "says mlp_bias = 1; it must be true or false"),
+        (GPT2 | {"n_head": 0}, f"says n_head = 0; {WHOLE}"),
+        (GPT2 | {"n_head": 5}, "says n_head = 5, which does not divide n_embd = 64"),
+        (GPT2 | {"n_inner": "4x"}, f'says n_inner = "4x"; {WHOLE}'),
+        ([LLAMA], "holds a list, where an object {...} belongs"),
+        (b"null", "holds null, where an object {...} belongs"),
+        (b"{", "is not JSON (Expecting property name"),
+        (b"", "is not JSON (Expecting value"),
+        (b"\xff\xfe{}", "is not UTF-8 (byte 0)"),
+        (b"[" * 100_000, "is not JSON (maximum recursion depth"),
+        (b'{"hidden_size": ' + b"1" * 5000 + b"}", "is not JSON (Exceeds the limit"),
+    ],
+)
+def test_a_config_that_no_model_has_is_refused_with_file_key_and_value(tmp_path, config, said):
+    path = write(tmp_path / "config.json", config)
+    assert refused(read, str(tmp_path)).startswith(f"{path} {said}")
+
+
+def test_a_config_that_is_a_directory(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    assert refused(read, str(tmp_path)).startswith(f"{tmp_path / 'config.json'} cannot be read (Is a directory); save")
+
+
+def test_a_directory_without_a_config(tmp_path):
+    said = refused(read, str(tmp_path))
+    assert said.startswith(f"MODEL_NAME is '{tmp_path}', which has neither config.json nor adapter_config.json")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        (b"{", "is not JSON"),
+        ([], "holds a list"),
+        ({}, "has no base_model_name_or_path; write"),
+        ({"base_model_name_or_path": None}, "has no base_model_name_or_path; write"),
+        ({"base_model_name_or_path": 7}, "says base_model_name_or_path = 7; write"),
+    ],
+)
+def test_an_adapter_without_a_base(tmp_path, adapter, said):
+    path = write(tmp_path / "adapter_config.json", adapter)
+    assert refused(read, str(tmp_path)).startswith(f"{path} {said}")
+
+
+def test_the_base_of_an_adapter_that_is_not_there_is_named_by_its_file(tmp_path):
+    path = write(tmp_path / "adapter_config.json", {"base_model_name_or_path": "/no/base"})
+    assert refused(read, str(tmp_path)).startswith(f"base_model_name_or_path in {path} is '/no/base': no such directory")
+
+
+def test_adapters_in_a_circle(tmp_path):
+    for name, base in (("own", "a/../own"), ("a", "b"), ("b", "a")):
+        write(tmp_path / name / "adapter_config.json", {"base_model_name_or_path": str(tmp_path / base)})
+    for name, last in (("own", "own"), ("a", "b"), ("b", "a")):
+        said = refused(read, str(tmp_path / name))
+        assert said.startswith(f"{tmp_path / last / 'adapter_config.json'} says base_model_name_or_path = ")
+        assert "which leads back to itself" in said
+
+
+@pytest.mark.parametrize("name", ["", "./nope", "/tmp/nope", "no slash", "gpt-126M", "a/b/c", "x" * 5000, "nul\0l"])
+def test_what_is_neither_a_directory_nor_a_hub_name(name):
+    said = refused(read, name)
+    assert said.startswith(f"MODEL_NAME is {name!r}: no such directory, and a hub name has the form owner/name; known without")
+
+
+@pytest.mark.parametrize("name", ["a b/c", "a/..", "own er/-x-", "/".join("ab") * 90])
+def test_what_cannot_be_a_hub_name(name):
+    assert f"MODEL_NAME is {name!r}" in refused(read, name)
+
+
+@pytest.mark.parametrize("targets", [["gate_proj"], ["q_proj", "gate_proj"], ["c_attn"], "q"])
+def test_target_modules_that_a_family_does_not_have(targets):
+    said = refused(KNOWN["gpt-125M"].lora_parameters, 8, targets)
+    assert said == f"TARGET_MODULES names {targets[-1]}, which a layer of gpt2 does not have; take some of " + (
+        "q_proj, k_proj, v_proj, o_proj, up_proj, down_proj"
+    )
+
+
+# A model of the hub that is not known here: the hub is a real HTTP server on this machine
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """owner/open has a config.json, owner/list a broken one, owner/adapter none, owner/gated is gated, owner/slow never answers."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        name = self.path.split("/")[2]
+        errors = {"gated": (403, "GatedRepo"), "adapter": (404, "EntryNotFound"), "nothing": (404, "RepoNotFound")}
+        if "/missing/" in self.path:
+            errors["open"] = (404, "RevisionNotFound")
+        if name == "slow":
+            return self.server.over.wait()
+        body = json.dumps([] if name == "list" else LLAMA).encode()
+        code, error = errors.get(name, (200, None))
+        self.send_response(code)
+        headers = {"X-Error-Code": error, "X-Error-Message": error} if error else {"X-Repo-Commit": "a" * 40, "ETag": '"etag"'}
+        for key, value in {"Content-Length": 0 if error else len(body), **headers}.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        if self.command == "GET" and not error:
+            self.wfile.write(body)
+        return None
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as running:
+        running.asked, running.over, running.daemon_threads = [], threading.Event(), True
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.over.set()
+        running.shutdown()
+
+
+PROGRAM = "import sys; from common import dimensions, refusal; refusal.guard(lambda: print(dimensions.read(*sys.argv[1:])))"
+
+
+@pytest.fixture
+def ask(server, tmp_path):
+    """Exit code and last line of `dimensions.read(*arguments)` in a process of its own, for the endpoint is read once at import."""
+
+    def run(*arguments, **environment):
+        address = f"http://127.0.0.1:{server.server_port}"
+        kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("HF_")}
+        ours = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub"), **environment}
+        done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], env=kept | ours, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr
+        return done.returncode, (done.stdout if done.returncode == 0 else done.stderr).splitlines()[-1]
+
+    return run
+
+
+CHEAP = "save that file of 1 kB in a directory and pass it as --model-name DIR, or where there is network run once with --prefetch"
+
+
+def test_the_config_alone_is_fetched_and_then_cached(ask, server):
+    assert ask("owner/open") == (0, str(from_config(LLAMA)))
+    asked = server.asked[:]
+    assert {path for path in asked if "owner" in path} == {"/owner/open/resolve/main/config.json"}
+    assert ask("owner/open", HF_HUB_OFFLINE="1") == (0, str(from_config(LLAMA)))
+    assert server.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gated", "owner/gated is gated: accept its licence at https://huggingface.co/owner/gated and set HF_TOKEN"),
+        ("nothing", "the hub has no such model that you may see (check the spelling"),
+        ("adapter", "on the hub it has none"),
+        ("slow", "the hub did not "),
+    ],
+)
+def test_a_config_that_the_hub_does_not_give(ask, name, said):
+    code, sentence = ask(f"owner/{name}")
+    start = f"error: the dimensions of owner/{name} are not known here, its config.json is not on this machine, and "
+    assert code == 2 and sentence.startswith(start + said) and sentence.endswith(CHEAP)
+
+
+def test_a_revision_that_is_not_there(ask):
+    code, sentence = ask("owner/open", "missing")
+    assert code == 2 and "and the hub has no revision 'missing' of it" in sentence
+
+
+def test_a_broken_config_of_the_hub(ask, tmp_path):
+    code, sentence = ask("owner/list")
+    assert code == 2 and sentence.startswith(f"error: {tmp_path}") and "config.json holds a list" in sentence
+    assert sentence.endswith("remove it, and run once with --prefetch to download owner/list again")
+
+
+def test_without_network(ask):
+    assert "HF_HUB_OFFLINE is set" in ask("owner/open", HF_HUB_OFFLINE="1")[1]
+    code, sentence = ask("owner/open", HF_ENDPOINT="http://127.0.0.1:9")
+    assert code == 2 and "and the hub did not send it ([Errno 111] Connection refused)" in sentence
+
+
+@pytest.mark.parametrize(
+    "name", ["owner/gpt-125M", "owner/Llama-3.2-3B-Instruct", "unsloth/gpt-125M", "meta-llama/Llama-3.2-3B-Instruct-bnb-4bit"]
+)
+def test_a_model_of_somebody_else_is_not_ours(ask, name):
+    assert f"the dimensions of {name} are not known here" in ask(name, HF_HUB_OFFLINE="1")[1]
+
+
+def test_a_known_model_asks_nobody(ask, server):
+    before = server.asked[:]
+    assert ask("unsloth/Llama-3.2-3B-Instruct")[0] == 0 and server.asked == before
