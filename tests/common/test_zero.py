@@ -11,6 +11,7 @@ from example_checkpoints import contents, write_checkpoint
 from user_commands import train
 
 from common import manifest, zero
+from common.job import Zero
 from common.refusal import Refusal
 from common.run_directory import RunDirectory
 
@@ -59,6 +60,137 @@ def test_a_missing_and_a_broken_file(tmp_path):
     (tmp_path / "cut.json").write_text('{"bf16": ')
     with pytest.raises(Refusal, match="cut.json is not JSON"):
         zero.check(tmp_path / "cut.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"[]", "holds a list"), (b'"ds"', "holds text"), (b"null", "holds null"), (b"3", "holds a number"), (b"\xff", "is not UTF-8"),
+     (b"", "is not JSON"), (b"[" * 100_000, "is not JSON")],
+)  # fmt: skip
+def test_what_is_no_json_object(tmp_path, content, said):
+    (tmp_path / "ds.json").write_bytes(content)
+    with pytest.raises(Refusal) as refused:
+        zero.check(tmp_path / "ds.json", bf16__enabled=True)
+    assert str(refused.value).startswith(f"{tmp_path / 'ds.json'} {said}")
+
+
+def test_a_directory_instead_of_a_file(tmp_path):
+    with pytest.raises(Refusal, match="cannot be read .Is a directory.; ds_configs/ holds one JSON"):
+        zero.check(tmp_path)
+
+
+@pytest.mark.parametrize("bf16", [True, None, "auto", ["enabled"]])
+def test_a_section_that_is_no_object(write, bf16):
+    path = write(bf16=bf16)
+    with pytest.raises(Refusal) as refused:
+        zero.check(path, bf16__enabled=True)
+    assert str(refused.value) == f"{path} says bf16 = {json.dumps(bf16)}; it must be an object {{...}}, or be left out"
+
+
+def facts(path, hidden_size=64, **more):
+    return zero.facts(zero.check(path), path, hidden_size, **more)
+
+
+SIZES = {
+    "reduce_bucket_size": "reduce_bucket_size",
+    "prefetch_bucket_size": "stage3_prefetch_bucket_size",
+    "max_live_parameters": "stage3_max_live_parameters",
+    "max_reuse_distance": "stage3_max_reuse_distance",
+    "param_persistence_threshold": "stage3_param_persistence_threshold",
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 7, "round_robin_gradients": True},
+        {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}, "overlap_comm": None},
+        {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/tmp"}, "offload_param": {"device": "cpu"}},
+        {"stage": 3, "offload_optimizer": {}, "offload_param": None, "stage3_max_live_parameters": 1.5e9, "overlap_comm": False},
+        {"stage": 3, "offload_optimizer": {"device": "auto"}, "overlap_comm": "auto", "stage3_max_reuse_distance": "auto"},
+        {"stage": "auto", "cpu_offload": True},
+        {"stage": 3, "stage3_prefetch_bucket_size": 0, "stage3_param_persistence_threshold": 12345678, "cpu_offload_param": True},
+    ],
+)
+def test_the_facts_are_what_deepspeed_makes_of_the_json(write, content):
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    found, theirs = facts(write(zero_optimization=content)), DeepSpeedZeroConfig(**content)
+    assert found.stage == theirs.stage and found.overlap_comm == theirs.overlap_comm
+    for key in ("offload_optimizer", "offload_param"):
+        section = getattr(theirs, key)
+        assert getattr(found, key) == (section is not None and section.device != "none")
+    for ours, key in SIZES.items():
+        assert getattr(found, ours) == getattr(theirs, key.removeprefix("stage3_"))
+
+
+def test_auto_sizes_are_what_transformers_makes_of_the_hidden_size(write):
+    from types import SimpleNamespace
+
+    from transformers import TrainingArguments
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+    automatic = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+    path = write(zero_optimization={"stage": 3, **dict.fromkeys(automatic, "auto")})
+    theirs = HfTrainerDeepSpeedConfig(str(path))
+    model = SimpleNamespace(config=SimpleNamespace(hidden_size=3072))
+    theirs.trainer_config_finalize(TrainingArguments(use_cpu=True), model, num_training_steps=1)
+    found = facts(path, 3072)
+    for ours, key in SIZES.items():
+        if key in automatic:
+            assert getattr(found, ours) == theirs.config["zero_optimization"][key]
+
+
+def test_without_zero_there_is_none_and_alone_is_passed_on(write):
+    path = write(bf16={"enabled": "auto"})
+    assert facts(path) == Zero(overlap_comm=False) and facts(path, alone=True).alone
+
+
+SIZE = 'it must be a whole number from 0, without quotes, or "auto"'
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"stage": 4}, "stage = 4; it must be 0, 1, 2 or 3"),
+        ({"stage": -1}, "stage = -1; it must be 0, 1, 2 or 3"),
+        ({"stage": "2"}, 'stage = "2"; it must be 0, 1, 2 or 3'),
+        ({"stage": True}, "stage = true; it must be 0, 1, 2 or 3"),
+        ({"stage": None}, "stage = null; it must be 0, 1, 2 or 3"),
+        ({"stage": 2.5}, "stage = 2.5; it must be 0, 1, 2 or 3"),
+        ({"offload_optimizer": "cpu"}, 'offload_optimizer = "cpu"; it must be an object whose device is "none", "cpu" or "nvme"'),
+        ({"offload_param": True}, 'offload_param = true; it must be an object whose device is "none", "cpu" or "nvme"'),
+        ({"offload_param": {"device": "gpu"}}, 'offload_param = {"device": "gpu"}; it must be an object whose device is'),
+        ({"offload_param": {"device": None}}, 'offload_param = {"device": null}; it must be an object whose device is'),
+        ({"overlap_comm": "yes"}, 'overlap_comm = "yes"; it must be true or false'),
+        ({"overlap_comm": [1]}, "overlap_comm = [1]; it must be true or false"),
+        ({"reduce_bucket_size": "5e8"}, 'reduce_bucket_size = "5e8"; it must be a whole number from 1, without quotes'),
+        ({"reduce_bucket_size": 0}, "reduce_bucket_size = 0; it must be a whole number from 1"),
+        ({"reduce_bucket_size": None}, "reduce_bucket_size = null; it must be a whole number from 1"),
+        ({"stage3_prefetch_bucket_size": -5}, f"stage3_prefetch_bucket_size = -5; {SIZE}"),
+        ({"stage3_max_live_parameters": {}}, f"stage3_max_live_parameters = {{}}; {SIZE}"),
+        ({"stage3_max_reuse_distance": 0.5}, f"stage3_max_reuse_distance = 0.5; {SIZE}"),
+        ({"stage3_max_reuse_distance": float("inf")}, f"stage3_max_reuse_distance = Infinity; {SIZE}"),
+        ({"stage3_param_persistence_threshold": True}, f"stage3_param_persistence_threshold = true; {SIZE}"),
+    ],
+)
+def test_a_value_that_deepspeed_would_not_take_or_not_as_meant(write, content, said):
+    path = write(zero_optimization=content)
+    with pytest.raises(Refusal) as refused:
+        facts(path)
+    assert str(refused.value).startswith(f"{path} says zero_optimization.{said}")
+
+
+@pytest.mark.parametrize("section", [[], True, None, "auto", 2])
+def test_a_zero_optimization_that_is_no_object(write, section):
+    with pytest.raises(Refusal, match="says zero_optimization = .*; it must be an object"):
+        facts(write(zero_optimization=section))
+
+
+@pytest.mark.parametrize("key", ["model_config", "self", "__class__", ""])
+def test_a_key_of_any_name_is_deepspeeds_business(write, key):
+    assert facts(write(zero_optimization={key: 1, "stage": 1})).stage == 1
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
