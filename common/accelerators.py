@@ -35,6 +35,7 @@ class Accelerator:
     link_gb_per_s: float | None = None  # sent by one GPU in a collective inside a node, one direction
     node_gb_per_s: float | None = None  # the same between nodes
     is_cpu: bool = False
+    bf16: bool = True  # False where it cannot compute in bf16, in which the recipes train
 
 
 KNOWN = (
@@ -78,6 +79,11 @@ def parse(text):
         return count, Accelerator(f"{size[1]} GiB", float(size[1]))
     kind, memory = _kind(name)
     same = [row for row in KNOWN if _kind(row.name)[0] == kind and (memory is None or abs(row.memory_gib / memory - 1) < 0.1)]
+    if not same and _before_ampere(name):
+        raise Refusal(
+            f"{text!r} asks for GPUs of before 2020, which do not compute in bf16, and the recipes train in it; take one of "
+            f"{', '.join(row.name for row in KNOWN)}"
+        )
     if not same:
         raise Refusal(
             f"{text!r} names no GPU that is known here; known are {', '.join(row.name for row in KNOWN)}, with a count before them "
@@ -90,12 +96,12 @@ def recognise(name, memory_gib):
     """The `Accelerator` that nvidia-smi calls `name` ("NVIDIA H100 80GB HBM3"), with the memory it has, in GiB.
 
     One that is not known here ("RTX 3060 Ti", a laptop's) has its memory and nothing else; so have T4, V100 and older ones, which
-    compute no bf16 and therefore have no such peak.
+    compute no bf16, as they say. memory_gib: NaN where nvidia-smi does not tell, then a known one has the table's.
     """
     kind = _kind(name.lower())[0]
     same = [row for row in KNOWN if _kind(row.name)[0] == kind]
     if not same:
-        return Accelerator(name, memory_gib)
+        return Accelerator(name, memory_gib, bf16=not _before_ampere(name))
     if math.isnan(memory_gib):
         return same[0]
     return replace(min(same, key=lambda row: abs(row.memory_gib - memory_gib)), memory_gib=memory_gib)
@@ -104,15 +110,17 @@ def recognise(name, memory_gib):
 def found():
     """(count, `Accelerator`) of the GPUs of this machine that this process may use, or None without any.
 
-    Of several kinds the one with the smallest memory stands for all, for it decides what fits; its name says so. Memory that the driver
-    does not tell is unified: the machine's own.
+    Of several kinds the one with the smallest memory stands for all, for it decides what fits; its name says so, and bf16 is true
+    where all have it. Memory of an unknown kind that the driver does not tell is unified: the machine's own.
     """
-    gpus = [recognise(gpu.name, hardware.memory_gib() if math.isnan(gpu.memory_gib) else gpu.memory_gib) for gpu in hardware.gpus()]
+    gpus = [recognise(gpu.name, gpu.memory_gib) for gpu in hardware.gpus()]
     if not gpus:
         return None
+    gpus = [replace(gpu, memory_gib=hardware.memory_gib()) if math.isnan(gpu.memory_gib) else gpu for gpu in gpus]
     smallest = min(gpus, key=lambda gpu: gpu.memory_gib)
     if names := sorted({gpu.name for gpu in gpus} - {smallest.name}):
-        smallest = replace(smallest, name=f"{smallest.name} (the smallest; also {', '.join(names)})")
+        name = f"{smallest.name} (the smallest; also {', '.join(names)})"
+        smallest = replace(smallest, name=name, bf16=all(gpu.bf16 for gpu in gpus))
     return len(gpus), smallest
 
 
@@ -130,4 +138,27 @@ def _kind(name):
     return frozenset(words), sizes[0] if sizes else None
 
 
-COMPARED = tuple((count, parse(name)[1]) for name in ("4090", "A100", "H100", "H200", "B200") for count in (1, 4, 8))
+def _before_ampere(name):
+    """Whether a name is of a GPU of Turing, Volta or before, as far as their names tell."""
+    words = re.split(r"[\s_-]+", name.lower().strip())
+    if any(re.fullmatch(r"a\d+|ada", word) for word in words):  # "Quadro RTX A6000", as shops write
+        return False
+    tesla, turing = r"t4g?|v100s?|p(4|6|40|100)|m(10|40|60)|k[248]0[mx]?", r"t(400|500|600|1000|1200|2000)"
+    geforce = r"(rtx)?20[678]0(ti|super)?|(gtx)?(9[5-8]0|10[1-8]0|16[356]0)(ti|super)?|gtx?(\d+\w*)?"
+    return any(re.fullmatch(rf"{tesla}|{turing}|{geforce}|titan\w*|quadro", word) for word in words)
+
+
+def _several(*counted):
+    """(count, `Accelerator`) of each name with its counts."""
+    return ((count, parse(name)[1]) for names, counts in counted for name in names for count in counts)
+
+
+COMPARED = tuple(_several((("4090", "A100", "H100", "H200", "B200"), (1, 4, 8))))  # the table of other hardware
+
+# What may be advised where a run does not fit, the least memory of all GPUs together first
+ADVISED = tuple(
+    sorted(
+        _several((("3060", "4090", "A40", "L40S", "A100", "H200", "B200"), (1,)), (("A100", "H100", "H200", "B200"), (4, 8))),
+        key=lambda row: row[0] * row[1].memory_gib,
+    )
+)

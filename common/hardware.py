@@ -48,18 +48,34 @@ def describe():
 
 
 def gpus(environ=os.environ):
-    """The GPUs nvidia-smi lists, in its order, as far as CUDA_VISIBLE_DEVICES admits them; none without a working driver."""
-    query = "--query-gpu=index,uuid,name,memory.total,memory.free,driver_version"
+    """The GPUs nvidia-smi lists, in its order, as far as CUDA_VISIBLE_DEVICES admits them; none without a working driver.
+
+    Slices of one (MIG) that CUDA_VISIBLE_DEVICES names are not among them; see `is_mig`.
+    """
+    rows = _listed(["name", "memory.total", "memory.free", "driver_version"], environ)
+    return [Gpu(name, _gib(total), _gib(free), driver, int(index)) for index, _, name, total, free, driver in rows]
+
+
+def is_mig(environ=os.environ):
+    """Whether this process gets a slice of a GPU (MIG), whose memory and peak are not known here.
+
+    True where CUDA_VISIBLE_DEVICES names a slice, or where a GPU that it admits is divided.
+    """
+    if any(entry.strip().startswith("MIG-") for entry in environ.get("CUDA_VISIBLE_DEVICES", "").split(",")):
+        return True
+    return any(mode == "Enabled" for _, _, mode in _listed(["mig.mode.current"], environ))
+
+
+def _listed(fields, environ):
+    """[index, UUID, *fields] of every GPU that CUDA_VISIBLE_DEVICES admits."""
     try:
-        command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+        command = ["nvidia-smi", f"--query-gpu={','.join(['index', 'uuid', *fields])}", "--format=csv,noheader,nounits"]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[field.strip() for field in line.split(",")] for line in answer.splitlines() if line.count(",") == 5]
+    rows = [[field.strip() for field in line.split(",")] for line in answer.splitlines() if line.count(",") == len(fields) + 1]
     visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        rows = _admitted(rows, visible)
-    return [Gpu(name, _gib(total), _gib(free), driver, int(index)) for index, _, name, total, free, driver in rows]
+    return rows if visible is None else _admitted(rows, visible)
 
 
 def _admitted(rows, visible):

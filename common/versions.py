@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 
 from common.refusal import Refusal
@@ -42,7 +43,7 @@ def installed(names=THAT_MATTER):
 def check(environ=os.environ, lock=LOCK):
     """Refuse to run on other versions than the tested ones, naming each and the pip lines that install them."""
     if environ.get(SKIP, "0") not in ("", "0"):
-        print(f"{SKIP} is set: versions are not compared with {Path(lock).name}")
+        print(f"{SKIP} is set: versions are not compared with {Path(lock).name}", file=sys.stderr)  # programs read stdout
         return
     pins = tested(lock)
     wrong = {name: _installed(name) for name in THAT_MATTER if _public(_installed(name)) != pins[normalised(name)]}

@@ -44,9 +44,19 @@ def test_memory_alone(text, count, memory):
     assert (found[0], found[1].memory_gib, found[1].peak_tflops, found[1].link_gb_per_s) == (count, memory, None, None)
 
 
-@pytest.mark.parametrize("text", ["8xT4", "H300", "", "x", "8x", "H100-40GB", "3060 Ti", "rtx", "80", "8xH200x2", "H200\n8xH200"])
+@pytest.mark.parametrize("text", ["8xT5", "H300", "", "x", "8x", "H100-40GB", "3060 Ti", "rtx", "80", "8xH200x2", "H200\n8xH200"])
 def test_a_kind_not_known_is_refused_with_the_known_ones(text):
     with pytest.raises(Refusal, match=r"known are RTX 3060, .*H200.*GH200.*1x12GB"):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["T4", "8xT4", "tesla-t4", "4xV100", "V100-32GB", "Tesla P100", "P40", "2080 Ti", "rtx2080ti", "GTX 1080 Ti", "1080", "Titan RTX",
+     "Quadro RTX 8000"],
+)  # fmt: skip
+def test_a_kind_without_bf16_is_refused_with_the_reason(text):
+    with pytest.raises(Refusal, match=r"do not compute in bf16, and the recipes train in it; take one of RTX 3060, .*GH200$"):
         parse(text)
 
 
@@ -97,11 +107,27 @@ def test_recognise(name, memory, known):
 
 @pytest.mark.parametrize(
     "name",
-    ["Tesla T4", "Tesla V100-SXM2-32GB", "NVIDIA GeForce RTX 3060 Ti", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D",
-     "NVIDIA RTX 6000 Ada Generation", "NVIDIA GB10", "NVIDIA RTX", "NVIDIA L40", "NVIDIA A10", "NVIDIA H20"],
+    ["NVIDIA GeForce RTX 3060 Ti", "NVIDIA GeForce RTX 2050", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D",
+     "NVIDIA RTX 6000 Ada Generation", "NVIDIA RTX A4000", "Quadro RTX A5000",
+     "NVIDIA GB10", "NVIDIA RTX", "NVIDIA L40", "NVIDIA A10", "NVIDIA H20"],
 )  # fmt: skip
 def test_a_relative_is_not_taken_for_the_one_that_is_known(name):
     assert recognise(name, 15.0) == accelerators.Accelerator(name, 15.0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Tesla T4", "NVIDIA T4G", "Tesla V100-SXM2-32GB", "Tesla V100S-PCIE-32GB", "Tesla P100-PCIE-16GB", "Tesla P40", "Tesla K80",
+     "NVIDIA GeForce GTX 1080 Ti", "NVIDIA GeForce GTX 1660 SUPER", "NVIDIA GeForce RTX 2080 Ti", "Quadro P5000",
+     "NVIDIA GeForce RTX 2070 with Max-Q Design", "NVIDIA GeForce RTX 2060 SUPER", "Quadro RTX 8000", "NVIDIA TITAN V", "NVIDIA TITAN RTX", "TITAN Xp", "NVIDIA T1000"],
+)  # fmt: skip
+def test_what_is_older_than_ampere_has_no_bf16(name):
+    assert recognise(name, 15.0) == accelerators.Accelerator(name, 15.0, bf16=False)
+
+
+def test_what_is_known_has_bf16():
+    for row in accelerators.KNOWN:
+        assert row.bf16 and recognise(row.name, math.nan).bf16 and not accelerators._before_ampere(row.name)
 
 
 def test_a_known_one_without_a_total_has_the_tables():
@@ -134,6 +160,14 @@ def test_compared():
     assert len(shown) == 15
     assert shown[:4] == ["1xRTX 4090", "4xRTX 4090", "8xRTX 4090", "1xA100-80GB"]
     assert shown[-1] == "8xB200"
+
+
+def test_advised():
+    shown = [f"{count}x{gpu.name}" for count, gpu in accelerators.ADVISED]
+    assert shown == [
+        "1xRTX 3060", "1xRTX 4090", "1xA40", "1xL40S", "1xA100-80GB", "1xH200", "1xB200", "4xH100", "4xA100-80GB", "4xH200", "8xH100",
+        "8xA100-80GB", "4xB200", "8xH200", "8xB200",
+    ]  # fmt: skip
 
 
 @pytest.fixture
@@ -169,6 +203,16 @@ def test_the_smallest_of_several_kinds_stands_for_all(nvidia_smi):
 def test_unified_memory_is_the_machines(nvidia_smi):
     nvidia_smi(("NVIDIA GB10", "[N/A]"))
     assert accelerators.found() == (1, accelerators.Accelerator("NVIDIA GB10", hardware.memory_gib()))
+
+
+def test_a_known_one_that_does_not_tell_its_memory_has_the_tables(nvidia_smi):
+    nvidia_smi(("NVIDIA H200", "[N/A]"), ("NVIDIA H200", "[N/A]"))
+    assert accelerators.found() == (2, parse("H200")[1])
+
+
+def test_of_several_kinds_all_must_have_bf16(nvidia_smi):
+    nvidia_smi(("NVIDIA GeForce RTX 3060", 12288), ("Tesla T4", 15360))
+    assert accelerators.found()[1].bf16 is False
 
 
 def test_without_a_gpu_nothing_is_found(nvidia_smi, monkeypatch):

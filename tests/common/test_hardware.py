@@ -17,15 +17,23 @@ TWO = """\
 
 @pytest.fixture
 def nvidia_smi(tmp_path, monkeypatch):
-    """Put an nvidia-smi that answers `text` first on the PATH."""
+    """Put an nvidia-smi first on the PATH that answers `text`, and `mig` when asked for the mode."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def answer(text, exit_code=0):
+    def answer(text, exit_code=0, mig=None):
         program = tmp_path / "bin" / "nvidia-smi"
         program.parent.mkdir(exist_ok=True)
         (tmp_path / "answer").write_text(text)
+        (tmp_path / "mig").write_text(mig or "")
         program.write_text(
-            f'#!/bin/sh\ncase "$*" in *--format=csv,noheader,nounits*) cat "{tmp_path}/answer";; *) exit 9;; esac\nexit {exit_code}\n'
+            f"""#!/bin/sh
+case "$*" in
+*mig.mode.current*--format=csv,noheader,nounits*) cat "{tmp_path}/mig"; test -s "{tmp_path}/mig" || exit 2;;
+*--format=csv,noheader,nounits*) cat "{tmp_path}/answer";;
+*) exit 9;;
+esac
+exit {exit_code}
+"""
         )
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
@@ -83,6 +91,39 @@ def test_without_nvidia_smi_it_is_a_cpu(monkeypatch, tmp_path):
     assert hardware.gpus() == []
     cores = hardware.cpu_cores()
     assert hardware.describe() == f"CPU, {cores} core{'s' if cores > 1 else ''}, {hardware.memory_gib():.0f} GiB"
+
+
+MODES = "0, GPU-aaaa1111-0000, Enabled\n1, GPU-bbbb2222-0000, Disabled\n"
+
+
+@pytest.mark.parametrize(
+    ("visible", "modes", "found"),
+    [
+        (None, MODES, True),
+        ("0", MODES, True),
+        ("1", MODES, False),
+        ("GPU-bbbb", MODES, False),
+        ("", MODES, False),
+        (None, MODES.replace("Enabled", "[N/A]"), False),
+        (None, None, False),  # a driver that knows no such field
+        ("MIG-5c8b1e2a-0000", None, True),
+        ("MIG-GPU-aaaa1111-0000/1/0", MODES, True),  # as drivers before 470 name them
+        (" MIG-5c8b1e2a-0000,MIG-7d9c2f3b-0000", MODES, True),
+    ],
+)
+def test_slices_of_a_gpu(nvidia_smi, monkeypatch, visible, modes, found):
+    nvidia_smi(TWO, mig=modes)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert hardware.is_mig() is found
+    if visible and "MIG" in visible:
+        assert hardware.gpus() == []
+
+
+def test_without_nvidia_smi_there_are_no_slices(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert not hardware.is_mig()
 
 
 @pytest.fixture
