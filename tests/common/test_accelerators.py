@@ -119,7 +119,8 @@ def test_a_relative_is_not_taken_for_the_one_that_is_known(name):
     "name",
     ["Tesla T4", "NVIDIA T4G", "Tesla V100-SXM2-32GB", "Tesla V100S-PCIE-32GB", "Tesla P100-PCIE-16GB", "Tesla P40", "Tesla K80",
      "NVIDIA GeForce GTX 1080 Ti", "NVIDIA GeForce GTX 1660 SUPER", "NVIDIA GeForce RTX 2080 Ti", "Quadro P5000",
-     "NVIDIA GeForce RTX 2070 with Max-Q Design", "NVIDIA GeForce RTX 2060 SUPER", "Quadro RTX 8000", "NVIDIA TITAN V", "NVIDIA TITAN RTX", "TITAN Xp", "NVIDIA T1000"],
+     "NVIDIA GeForce RTX 2070 with Max-Q Design", "NVIDIA GeForce RTX 2060 SUPER",
+     "Quadro RTX 8000", "NVIDIA TITAN V", "NVIDIA TITAN RTX", "TITAN Xp", "NVIDIA T1000"],
 )  # fmt: skip
 def test_what_is_older_than_ampere_has_no_bf16(name):
     assert recognise(name, 15.0) == accelerators.Accelerator(name, 15.0, bf16=False)
