@@ -8,8 +8,9 @@ Full fine-tuning under Unsloth runs transformers' modules (compiled, which keeps
 from dataclasses import dataclass, replace
 
 from common.dimensions import MLP
+from common.hardware import GIB
 
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
 OFFLOADED_ABOVE = 2 * MIB  # Unsloth leaves a smaller layer input on the GPU
 
 
@@ -229,6 +230,14 @@ def unsloth_rows(tokens, vocab_size, hidden_size, free_bytes=None):
     least = min(max(power_below(512 * 151936 / vocab_size), 512), 4096)
     rows = min(max(power_below(tokens * hidden_size / vocab_size), least), 4096)
     return max(1, min(rows, max(int(budget // (4 * vocab_size)), 2), tokens))
+
+
+def evaluation_bytes(model, tokens, loss, training=Training(), free_bytes=None):  # noqa: B008
+    """At the peak of an evaluation of `tokens` tokens, which keeps nothing: logits, their fp32 copy and its log-softmax, 10 bytes a logit
+    (or what a chunked loss needs), or one layer's MLP: its factors, their product, and the stream."""
+    hidden, wide = model.hidden_size, model.intermediate_size
+    logits = 10 * model.vocab_size * tokens if loss == "whole" else loss_bytes(tokens, model.vocab_size, hidden, loss, free_bytes)
+    return max(logits + 2 * hidden * tokens, tokens * (6 * wide + 8 * hidden + (4 * wide if training.lora_r and training.autocast else 0)))
 
 
 def last_norm_bytes(model, tokens, training=Training()):  # noqa: B008

@@ -35,20 +35,21 @@ UTILISATION = {
 FLASH_SHARE = {"H100": 0.34, "H200": 0.34, "GH200": 0.34, "B200": 0.34}  # of the peak; elsewhere what the rest reaches
 
 
-def attended_length(lengths):
-    """Mean length of the row that a token attends in, in tokens: sum(l^2) / sum(l) over the rows, packed ones each by itself."""
-    return sum(length * length for length in lengths) / max(sum(lengths), 1)
-
-
 def forward_flops(model, tokens, attended_length, with_head=True, causal=True):
     """FLOPs of one forward pass of the `Dimensions` over `tokens` tokens.
 
     Each weight of a matrix costs 2 FLOPs a token, the output layer's too. Attention costs 2 x 2 x query size for each position that a
-    query meets: once in QK^T, once in AV. `attended_length`: tokens of the row, see `attended_length()`. A `causal` kernel (flash, or
+    query meets: once in QK^T, once in AV. `attended_length`: tokens of the row, averaged over tokens. A `causal` kernel (flash, or
     sdpa without a mask) leaves out what lies above the diagonal and computes (attended_length + 1) / 2 positions; others compute all.
     """
     layers = 2 * tokens * model.linear_parameters() + model.num_hidden_layers * _attention(model, tokens, attended_length, causal)
     return layers + with_head * _head(model, tokens)
+
+
+def evaluation_flops(model, tokens, attended_length):
+    """FLOPs of a forward pass over `tokens` tokens: {"total", "attention"}. An adapter's own are left out: about a hundredth."""
+    attention = model.num_hidden_layers * _attention(model, tokens, attended_length, causal=True)
+    return {"total": forward_flops(model, tokens, attended_length), "attention": attention}
 
 
 def step_flops(

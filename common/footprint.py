@@ -4,36 +4,38 @@ import math
 from dataclasses import dataclass
 
 from common import activations, memory, model_states
+from common.hardware import GIB
 
-GIB = 2**30
 CONTEXT_BYTES = 0.6e9  # CUDA context, kernels and cuBLAS workspaces of one process; what nvidia-smi shows before the first tensor
 COLLECTIVES_BYTES = 0.8e9  # NCCL's channels and buffers, with more than one GPU
+RESERVE = 0.05  # of the GPU: with less to spare a run only just fits, for this arithmetic errs by as much
 FRAGMENTED = 0.05  # of what is allocated and freed within a step: what the caching allocator cannot give out again
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes on one GPU. `parts` live together at the worst moment of a step and add up; `elsewhere` are larger parts of another moment."""
+    """Bytes on one GPU. `parts` live together at the worst moment of a run and add up; `not_together` are those of other moments."""
 
     parts: dict  # name -> bytes
-    not_together: dict  # name -> bytes, of what is at work at another moment and takes less
+    not_together: dict  # name -> bytes
     capacity: float  # bytes the GPU has
 
     total = property(lambda self: sum(self.parts.values()))
     free = property(lambda self: self.capacity - self.total)
     fits = property(lambda self: self.free >= 0)
+    fits_well = property(lambda self: self.free >= RESERVE * self.capacity)
 
     @property
     def allocated(self):
         """What torch.cuda.max_memory_allocated would say: without context and fragmentation."""
-        return self.total - self.parts["CUDA context and libraries"] - self.parts["fragmentation"]
+        return self.total - self.parts["context and libraries"] - self.parts["fragmentation"]
 
 
 def of(job, memory_gib):
     """The `Footprint` of a job on GPUs of `memory_gib` GiB.
 
-    The step has three moments: the loss (all that is kept, and the logits), the backward pass of a layer (and its own tensors), and
-    the optimiser (no activations, of ZeRO-1 and 2 no buckets, but gradients in fp32). The largest counts.
+    A run has four moments: the loss (all that is kept, and the logits), the backward pass of a layer (and its own tensors), the
+    optimiser (no activations, of ZeRO-1 and 2 no buckets, but gradients in fp32), and an evaluation. The largest counts.
     """
     stage, trained, zero = job.zero_stage, job.trained_parameters, job.zero
     offload, largest = zero.offload_optimizer, model_states.largest_trained(job.model, trained)
@@ -63,16 +65,19 @@ def of(job, memory_gib):
     }
     if stage == 3:
         moments["step"] |= sharing
+    if job.eval_steps:
+        evaluated = activations.evaluation_bytes(job.model, job.eval_batch_tokens, job.loss, training, max(free, 0))
+        moments["evaluation"] = (sharing if stage == 3 else {}) | {"an evaluation": evaluated}
     worst = max(moments, key=lambda moment: sum(moments[moment].values()))
     parts = standing | moments[worst]
     parts["fragmentation"] = FRAGMENTED * sum(size for part, size in moments[worst].items() if part != "ZeRO buffers")
-    parts["CUDA context and libraries"] = context
+    parts["context and libraries"] = context
     others = {part: size for moment, found in moments.items() if moment != worst for part, size in found.items() if part not in parts}
     return Footprint(parts, others, memory_gib * GIB)
 
 
 def smallest_change(job, memory_gib):
-    """The least that has to be changed for `job` to fit, as [{CONSTANT: new value}, …]; None where no constant is enough.
+    """The least that has to be changed for `job` to fit well, as [{CONSTANT: new value}, …]; None where no constant is enough.
 
     One constant, as far as it must go, in the order of `memory.ladders`; where one is not enough, several, of which those that cost
     the result most are changed least.
@@ -82,7 +87,7 @@ def smallest_change(job, memory_gib):
         changed = job
         for change in changes:
             changed = changed.changed(change)
-        return of(changed, memory_gib).fits
+        return of(changed, memory_gib).fits_well
 
     ladders = memory.ladders(job.constants())
     single = next(([change] for rungs in ladders for change in rungs if fits([change])), None)
@@ -103,5 +108,5 @@ def fewest_gpus(job, memory_gib, most=64):
     if not job.zero.stage:
         return None
     counts = (2**n for n in range(int(math.log2(most)) + 1))
-    return next((n for n in counts if n > job.gpus and of(job.changed({"GPUS": n}), memory_gib).fits), None)
+    return next((n for n in counts if n > job.gpus and n % job.sequence_parallel_size == 0 and of(job.on(n), memory_gib).fits_well), None)
 

@@ -30,7 +30,8 @@ def find(name, revision=None, ungated=None, constant="MODEL_NAME"):
 
 
 def known_dimensions(name, revision=None):
-    """The `Dimensions` of what MODEL_NAME or `find` names, an embedded model too; asks no network and builds nothing. Raises `Refusal`."""
+    """The `Dimensions` of what MODEL_NAME or `find` names, an embedded model too; builds nothing and asks the hub for no more than
+    the config.json of a model that is not known here. Raises `Refusal`."""
     return tiny_models.dimensions(name) if name.startswith("tiny-") else dimensions.read(name, revision)
 
 

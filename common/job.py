@@ -49,6 +49,11 @@ class Job:
     max_steps: int = -1  # above 0 it decides instead of the epochs
     save_total_limit: int = 3
     merge: bool = False  # also a merged model in 16 bit
+    downloaded: bool = False  # the model comes from the hub
+    save_steps: int = 500
+    keep_local: bool = True
+    eval_steps: int | None = None  # steps between evaluations
+    per_device_eval_batch_size: int = 1
     seed: int = 0
 
     @classmethod
@@ -58,6 +63,8 @@ class Job:
         found = {name.lower(): value for name, value in constants.items() if name.lower() in names}
         if "target_modules" in found:
             found["target_modules"] = tuple(found["target_modules"])
+        if not constants.get("HELD_OUT", True):  # nothing to evaluate on
+            found["eval_steps"] = None
         return cls(**{"model": model, "dropout": constants.get("LORA_DROPOUT", 0.0)} | found | more)
 
     def constants(self):
@@ -65,9 +72,9 @@ class Job:
         of_adapters = () if self.lora_r else ("lora_r", "lora_alpha", "load_in_4bit")
         return {f.name.upper(): getattr(self, f.name) for f in fields(self) if f.name not in of_adapters}
 
-    def on(self, count, accelerator):
-        """This job on so many GPUs of a kind. On a CPU Unsloth has no kernels, no 8-bit optimiser, no packing and nowhere to offload to."""
-        if accelerator.is_cpu:
+    def on(self, count, cpu=False):
+        """This job on so many GPUs. On a CPU Unsloth has no kernels, no 8-bit optimiser, no packing and nowhere to offload to."""
+        if cpu:
             checkpointing = "none" if self.gradient_checkpointing == "none" else "true"
             return replace(self, gpus=count, kernels="torch", loss="chunked", optim="adamw_torch_fused", packing=False,
                            gradient_checkpointing=checkpointing)  # fmt: skip
@@ -92,6 +99,11 @@ class Job:
     def micro_batch_tokens(self):
         """Tokens that one GPU has at work at once."""
         return self.per_device_train_batch_size * self.max_seq_length // self.sequence_parallel_size
+
+    @property
+    def eval_batch_tokens(self):
+        """Tokens that one GPU has at work at once in an evaluation."""
+        return self.per_device_eval_batch_size * self.max_seq_length if self.eval_steps else 0
 
     @property
     def rows_per_step(self):

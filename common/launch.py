@@ -62,17 +62,22 @@ def is_distributed():
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def ranks(constants):
+    """In how many processes this start trains: a launcher's; one with --tiny, without GPUs, and for a call from Python; else one a GPU."""
+    if is_distributed():
+        return int(os.environ["WORLD_SIZE"])
+    return 1 if constants.argv is None or constants.tiny else max(1, len(hardware.gpus()))
+
+
 def on_all_gpus(constants):
     """Where several GPUs are visible and no launcher ran, start this script under DeepSpeed on all and exit as it does.
 
     Returns at once in a rank, on one GPU or none, with `--tiny`, and when `main()` was called from Python.
     constants: the `Resolved` ones; their flags are passed on.
     """
-    if is_distributed() or constants.argv is None or constants.tiny:
+    if is_distributed() or ranks(constants) == 1:
         return
     gpus = hardware.gpus()
-    if len(gpus) < 2:
-        return
     chosen = which_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     say(f"{len(gpus)} GPUs: starting one process on each (deepspeed {chosen} {sys.argv[0]})")
     sys.exit(supervise([gpu.index for gpu in gpus], [sys.argv[0], *constants.argv]))

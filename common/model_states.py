@@ -51,9 +51,11 @@ def weights_bytes(model, lora_r, target_modules, load_in_4bit, zero_stage, gpus,
 
     The base is bf16, 2 bytes a parameter, or NF4 in its linear layers; embeddings, norms, biases and the output layer stay bf16.
     What is trained is fp32 in processes without DeepSpeed (`models.train_in_fp32`) and bf16 under it, which keeps the fp32 copy among
-    the optimiser's states. ZeRO-3 divides all of it, frozen or not; offload_param moves its part to the host.
+    the optimiser's states; a whole model in fp32 has autocast's bf16 copies beside it. ZeRO-3 divides all of it, frozen or not;
+    offload_param moves its part to the host.
     """
-    trained = trained_parameters(model, lora_r, target_modules) * (2 if zero_stage else 4)
+    each = 2 if zero_stage else 4 if lora_r else 6
+    trained = trained_parameters(model, lora_r, target_modules) * each
     base = 0
     if lora_r:
         linear = model.linear_parameters()

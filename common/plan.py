@@ -9,36 +9,48 @@ from dataclasses import asdict, dataclass
 from common import accelerators, activations, compute, disk_needs, footprint, memory, model_states
 from common.accelerators import Accelerator
 from common.footprint import Footprint
+from common.hardware import GIB
 from common.job import Job
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What an epoch has to compute. rows: as the trainer has them (packed ones when packing), None where the data are unknown."""
+    """What an epoch has to compute."""
 
-    rows: float
+    rows: float  # as the trainer has them: packed ones when packing
     tokens: int  # of the training rows, without padding
     computed_tokens: float  # with the padding that is computed
     attended_length: float  # tokens of the row that the average token stands in
+    validation_tokens: float  # of one evaluation
     waste: str  # padding or packing efficiency in words
     source: str  # how the tokens were counted
 
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of one optimiser step, by what they go to, and of all steps. `total` and what follows are None where steps are unknown."""
+    """Seconds of one optimiser step, by what they go to, and hours of all."""
 
     computing: float
     sending: float  # only what does not hide behind computing
     updating: float  # the optimiser
+    step: float
+    tokens_per_second: float
     flops: float  # of one GPU in one step
     utilisation: float  # share of the peak that all of it reaches together
     utilisation_from: str
-    step: float
-    steps: int | None
-    tokens_per_second: float
-    hours: float | None
+    evaluating: float | None  # seconds of all evaluations
+    hours: float | None  # None where the steps are unknown
     gpu_hours: float | None
+
+
+@dataclass(frozen=True)
+class Course:
+    """The steps of a run and their time; None where it is unknown."""
+
+    steps: int | None
+    epochs: float | None
+    tokens_per_step: float  # without padding
+    time: Time | None  # None where the GPU's peak is unknown
 
 
 @dataclass(frozen=True)
@@ -48,36 +60,34 @@ class Plan:
     accelerator: Accelerator
     came_from: str
     footprint: Footprint
-    changes: list | None  # the smallest that make it fit; [] where it fits, None where none do
+    changes: list | None  # the smallest that make it fit well; [] where it fits, None where none do
     fix: str | None  # the same in words, or what else would do
     workload: Workload | None
     missing: str | None  # why there is no workload
-    epochs: float | None
-    steps: int | None
-    tokens_per_step: float
-    time: Time | None  # None where the GPU's peak is unknown
-    dollars: float | None
+    course: Course
+    dollars: float | None  # in all
+    dollars_per_million_tokens: float | None
     disk: dict  # {what: bytes}
     host: float  # bytes of memory of one node
-    elsewhere: list  # [{"gpus", "accelerator", "memory_gb", "capacity_gb", "fits", "hours", "gpu_hours"}]
+    elsewhere: list  # of what `_elsewhere` gives
 
     def to_dict(self):
         """The plan as plain values for JSON: sizes in bytes, times in seconds or hours as their names say."""
-        job, model = asdict(self.job), self.job.model
+        job, model, taken, course = asdict(self.job), self.job.model, self.footprint, self.course
         accelerator = asdict(self.accelerator) | {"came_from": self.came_from}
         return {
             "model": self.model_name, "dimensions": job.pop("model"), "job": job, "accelerator": accelerator,
             "parameters": {"total": model.parameters() + self.job.trained_parameters * bool(self.job.lora_r),
                            "trainable": self.job.trained_parameters},
             "memory_bytes_per_gpu": {
-                "parts": self.footprint.parts, "at_another_moment": self.footprint.not_together, "total": self.footprint.total,
-                "capacity": self.footprint.capacity, "free": self.footprint.free, "fits": self.footprint.fits,
+                "parts": taken.parts, "at_other_moments": taken.not_together, "total": taken.total, "capacity": taken.capacity,
+                "free": taken.free, "fits": taken.fits, "fits_well": taken.fits_well,
             },
             "to_make_it_fit": {"changes": self.changes, "in_words": self.fix},
             "host_bytes": self.host, "disk_bytes": self.disk,
-            "data": self.workload and asdict(self.workload), "no_data": self.missing, "epochs": self.epochs, "steps": self.steps,
-            "tokens_per_step": self.tokens_per_step, "time": self.time and asdict(self.time), "usd": self.dollars,
-            "elsewhere": self.elsewhere,
+            "data": self.workload and asdict(self.workload), "no_data": self.missing, "epochs": course.epochs, "steps": course.steps,
+            "tokens_per_step": course.tokens_per_step, "time": course.time and asdict(course.time), "usd": self.dollars,
+            "usd_per_million_tokens": self.dollars_per_million_tokens, "elsewhere": self.elsewhere,
         }  # fmt: skip
 
 
@@ -92,106 +102,125 @@ def steps_of(rows, tokens, rows_per_step, epochs, max_steps):
     return {"steps": steps, "tokens_per_step": round(tokens / steps_per_epoch), "epochs": round(steps / steps_per_epoch, 3)}
 
 
-def full_rows(tokens, max_seq_length):
-    """The `Workload` of data of which only the number of tokens is known: rows are taken to be full."""
-    return Workload(tokens / max_seq_length, tokens, tokens, max_seq_length, "rows taken to be full", "the number given with --tokens")
+def full_rows(tokens, max_seq_length, held_out=0.0):
+    """The `Workload` of training data of which only the number of tokens is known: rows are taken to be full."""
+    rows, validation = tokens / max_seq_length, tokens * held_out / (1 - held_out) / 2
+    return Workload(rows, tokens, tokens, max_seq_length, validation, "rows taken to be full", "the number given with --tokens")
 
 
-def time_of(job, accelerator, computed_tokens_per_step, attended_length, steps):
+def course_of(job, accelerator, workload=None):
+    """The `Course` of a job on GPUs of one kind. Without a workload a step is one of full rows."""
+    if workload is None:
+        tokens = job.rows_per_step * job.max_seq_length
+        steps = job.max_steps if job.max_steps > 0 else None
+        return Course(steps, None, tokens, time_of(job, accelerator, tokens, job.max_seq_length, steps))
+    ran = steps_of(workload.rows, workload.tokens, job.rows_per_step, job.num_train_epochs, job.max_steps)
+    computed = workload.computed_tokens / max(1, math.ceil(workload.rows / job.rows_per_step))
+    time = time_of(job, accelerator, computed, workload.attended_length, ran["steps"], workload.validation_tokens)
+    return Course(ran["steps"], ran["epochs"], ran["tokens_per_step"], time)
+
+
+def time_of(job, accelerator, computed_tokens_per_step, attended_length, steps, validation_tokens=0):
     """`Time` of a job on GPUs of one kind; None where their peak is not known (a CPU, a GPU named by its memory)."""
     if not accelerator.peak_tflops:
         return None
-    model, stage = job.model, job.zero_stage
-    flops = compute.step_flops(
-        model, computed_tokens_per_step / job.gpus, attended_length, job.lora_r, job.target_modules, job.gradient_checkpointing,
-        loss=job.loss, use_reentrant=job.gradient_checkpointing == "unsloth" or stage == 3, tiled_mlp=job.tiled_mlp,
-    )  # fmt: skip
+    model, stage, tokens = job.model, job.zero_stage, computed_tokens_per_step / job.gpus
     share, source = compute.utilisation(job.method, accelerator.name, model.hidden_size)
-    computing = compute.computing_seconds(flops, accelerator.peak_tflops, share, accelerator.name)
+
+    def seconds(flops):
+        return compute.computing_seconds(flops, accelerator.peak_tflops, share, accelerator.name)
+
+    flops = compute.step_flops(
+        model, tokens, attended_length, job.lora_r, job.target_modules, job.gradient_checkpointing, loss=job.loss,
+        use_reentrant=job.gradient_checkpointing == "unsloth" or stage == 3, tiled_mlp=job.tiled_mlp,
+    )  # fmt: skip
+    computing = seconds(flops)
     recomputes = job.gradient_checkpointing != "none"
     sent = compute.communication_bytes(
         stage, job.gpus, job.trained_parameters, model.parameters() if job.lora_r else 0, job.gradient_accumulation_steps, recomputes,
         model.layer_parameters(), max_reuse_distance=job.zero.max_reuse_distance,
     )["total"]  # fmt: skip
     link = accelerator.link_gb_per_s if job.gpus <= accelerators.GPUS_PER_NODE else accelerator.node_gb_per_s
-    busy = compute.step_seconds(computing, sent, link, overlapped=job.zero.overlap_comm)
+    busy = compute.step_seconds(computing, sent, link, overlapped=job.zero.overlap_comm or not stage)  # torch's DDP always overlaps
     if job.sequence_parallel_size > 1:  # attention waits for this exchange, which hides behind nothing
-        exchanged = compute.sequence_parallel_bytes(model, computed_tokens_per_step / job.gpus, job.sequence_parallel_size, recomputes)
-        busy += exchanged / (link * 1e9)
+        busy += compute.sequence_parallel_bytes(model, tokens, job.sequence_parallel_size, recomputes) / (link * 1e9)
     mine = job.trained_parameters / (job.gpus if stage else 1)
     if job.zero.offload_optimizer and stage:
         updating = compute.offloaded_optimizer_seconds(job.trained_parameters, mine)
     else:
         states = footprint.of(job, accelerator.memory_gib).parts
         updating = compute.optimizer_seconds(mine * 2, states["optimiser states"], states["gradients"], accelerator.memory_gb_per_s)
-    step = busy + updating
-    hours = step * steps / 3600 if steps else None
+    step, evaluating, hours = busy + updating, None, None
+    if steps:
+        evaluations = steps // job.eval_steps if job.eval_steps else 0
+        evaluating = evaluations * seconds(compute.evaluation_flops(model, validation_tokens / job.gpus, attended_length))
+        hours = (step * steps + evaluating) / 3600
     return Time(
-        computing, busy - computing, updating, flops["total"], flops["total"] / computing / (accelerator.peak_tflops * 1e12), source, step,
-        steps, computed_tokens_per_step / step, hours, hours * job.gpus if steps else None,
+        computing, busy - computing, updating, step, computed_tokens_per_step / step, flops["total"],
+        flops["total"] / computing / (accelerator.peak_tflops * 1e12), source, evaluating, hours, hours and hours * job.gpus,
     )  # fmt: skip
 
 
-def which_gpus(asked, own):
-    """(count, `Accelerator`, where they come from) of --gpus, else of the GPUs found, else of the recipe's own; "cpu" is this machine."""
+def chosen_gpus(asked, own, ranks):
+    """(count, `Accelerator`, where they come from) of --gpus, else as many of the GPUs found as the run has `ranks`, else of its own."""
     if asked:
         return *accelerators.parse(asked), "as asked"
     if found := accelerators.found():
-        return *found, "found here"
+        return ranks, found[1], "found here"
     if own == "cpu":
-        return 1, accelerators.cpu(), "this machine"
+        return ranks, accelerators.cpu(), "this machine"
     return *accelerators.parse(own), "the recipe's own hardware; no GPU was found here"
 
 
-def make(job, model_name, accelerator, came_from, workload=None, missing=None, usd_per_gpu_hour=None):
+def make(job, model_name, accelerator, came_from, workload=None, missing=None, usd_per_gpu_hour=None, tokenizer_bytes=None):
     """The `Plan` of a job on its GPUs, all of one kind. workload: None where the data are unknown, for the reason in `missing`."""
-    full_step = job.rows_per_step * job.max_seq_length
-    ran = workload and steps_of(workload.rows, workload.tokens, job.rows_per_step, job.num_train_epochs, job.max_steps)
-    steps = ran["steps"] if ran else job.max_steps if job.max_steps > 0 else None
-    per_step = workload.computed_tokens / workload.rows * job.rows_per_step if workload else full_step
-    attended = workload.attended_length if workload else job.max_seq_length
-    taken = footprint.of(job, accelerator.memory_gib)
-    time = time_of(job, accelerator, per_step, attended, steps)
+    taken, course = footprint.of(job, accelerator.memory_gib), course_of(job, accelerator, workload)
+    changes = [] if taken.fits else footprint.smallest_change(job, accelerator.memory_gib)
+    price = usd_per_gpu_hour if course.time else None
     return Plan(
-        job, model_name, accelerator, came_from, taken, [] if taken.fits else footprint.smallest_change(job, accelerator.memory_gib),
-        None if taken.fits else fix(job, accelerator.memory_gib), workload, missing, ran and ran["epochs"], steps,
-        ran["tokens_per_step"] if ran else full_step, time,
-        time.gpu_hours * usd_per_gpu_hour if time and usd_per_gpu_hour and steps else None,
-        disk_of(job, workload), host_of(job),
-        [_elsewhere(job, count, kind, per_step, attended, steps) for count, kind in accelerators.COMPARED],
+        job, model_name, accelerator, came_from, taken, changes, None if taken.fits else fix(job, accelerator, changes), workload, missing,
+        course, course.time.gpu_hours * price if price and course.steps else None,
+        job.gpus * price / 3600 / course.time.tokens_per_second * 1e6 if price else None,
+        disk_of(job, workload, course.steps, tokenizer_bytes), host_of(job, taken.free),
+        [_elsewhere(job, count, kind, workload) for count, kind in accelerators.COMPARED if count % job.sequence_parallel_size == 0],
     )  # fmt: skip
 
 
-def _elsewhere(job, count, kind, tokens_per_step, attended_length, steps):
+def _elsewhere(job, count, kind, workload):
     """The same constants on `count` other GPUs: as many rows on each, so with more of them fewer and larger steps."""
-    other = job.changed({"GPUS": count})
-    taken = footprint.of(other, kind.memory_gib)
-    time = time_of(other, kind, tokens_per_step / job.gpus * count, attended_length, steps and math.ceil(steps * job.gpus / count))
+    other = job.on(count)
+    taken, course = footprint.of(other, kind.memory_gib), course_of(other, kind, workload)
     return {
-        "gpus": count, "accelerator": kind.name, "memory_gb": taken.total / 1e9, "capacity_gb": taken.capacity / 1e9,
-        "fits": taken.fits, "hours": time.hours, "gpu_hours": time.gpu_hours, "tokens_per_second": time.tokens_per_second,
+        "gpus": count, "accelerator": kind.name, "memory_bytes": taken.total, "capacity_bytes": taken.capacity, "fits": taken.fits,
+        "steps": course.steps, "hours": course.time.hours, "gpu_hours": course.time.gpu_hours,
+        "tokens_per_second": course.time.tokens_per_second,
     }  # fmt: skip
 
 
-def disk_of(job, workload):
-    """{what: bytes} on this run's disk at its fullest."""
+def disk_of(job, workload=None, steps=None, tokenizer_bytes=None):
+    """{what: bytes} on this run's disk at its fullest. tokenizer_bytes: None where it is unknown."""
     trained, adapter = job.trained_parameters, job.lora_r > 0
+    beside = disk_needs.TOKENIZER_BYTES if tokenizer_bytes is None else tokenizer_bytes
     small = model_states.small_trained(job.model, job.lora_r, job.target_modules)
-    one = disk_needs.checkpoint_bytes(trained, job.optim, job.zero_stage, adapter, gpus=job.gpus, small=small,
-                                      model=job.model, load_in_4bit=job.load_in_4bit)  # fmt: skip
-    found = {"checkpoints": disk_needs.kept_bytes(one, job.save_total_limit)}
-    found["final_model"] = disk_needs.final_model_bytes(trained, adapter, job.zero_stage)
+    one = disk_needs.checkpoint_bytes(trained, job.optim, job.zero_stage, adapter, beside, job.gpus, small, job.model, job.load_in_4bit)
+    limit = job.save_total_limit if job.keep_local else 1
+    saves = steps and -(-steps // job.save_steps)  # and one at the end
+    found = {"checkpoints": disk_needs.kept_bytes(one, limit) if not saves else min(disk_needs.kept_bytes(one, limit), one * saves)}
+    found["final_model"] = disk_needs.final_model_bytes(trained, adapter, job.zero_stage, beside)
     if adapter and job.merge:
-        found["merged_model"] = disk_needs.merged_model_bytes(job.model)
-    if not job.pretraining:
-        found["the model's download"] = disk_needs.merged_model_bytes(job.model)
+        found["merged_model"] = disk_needs.merged_model_bytes(job.model, beside)
+    if job.downloaded:
+        found["the model's download"] = disk_needs.merged_model_bytes(job.model, beside)
     if workload:
-        found["tokens"] = disk_needs.cache_bytes(workload.tokens)
+        found["tokens"] = disk_needs.cache_bytes(workload.tokens + workload.validation_tokens)
     return found
 
 
-def host_of(job):
-    """Bytes of host memory that the ranks of one node need."""
+def host_of(job, free_bytes):
+    """Bytes of host memory that the ranks of one node need, in training or, where that is more, while the adapter is merged.
+
+    free_bytes: to spare on a GPU; merging happens there if twice the 16-bit base fits (`merging.merge_apart`), else in the host's memory.
+    """
     ranks = min(job.gpus, accelerators.GPUS_PER_NODE)
     kept = activations.host_bytes(job.model, job.micro_batch_tokens, job.gradient_checkpointing)
     offloaded = {}
@@ -199,15 +228,20 @@ def host_of(job):
         offloaded = model_states.offloaded_bytes(
             job.trained_parameters, job.optim, job.zero_stage, job.gpus, job.model, job.zero.offload_param, job.gradient_accumulation_steps
         )
-    return disk_needs.host_bytes(ranks, kept_activations_bytes=kept, offloaded_bytes=sum(offloaded.values()))
+    training = disk_needs.host_bytes(ranks, kept_activations_bytes=kept, offloaded_bytes=sum(offloaded.values()))
+    base = 2 * job.model.parameters()  # in 16 bit, in a process of its own
+    merging = disk_needs.host_bytes(ranks + 1) + (0 if free_bytes > 2 * base + 2 * GIB else base)
+    return max(training, merging) if job.merge and job.lora_r else training
 
 
-def fix(job, memory_gib):
-    """The smallest change that makes a job fit, as a sentence."""
-    changes = footprint.smallest_change(job, memory_gib)
+def fix(job, accelerator, changes):
+    """How a job can be made to fit, as a sentence; changes: what `footprint.smallest_change` says."""
     if changes:
         return "Change " + "; and ".join(memory.in_words(job.constants(), change) for change in changes) + "."
-    enough = footprint.fewest_gpus(job, memory_gib)
-    larger = ((n, kind) for n, kind in accelerators.COMPARED if footprint.of(job.changed({"GPUS": n}), kind.memory_gib).fits)
-    others = [f"{enough} such GPUs"] * bool(enough) + [next((f"{n} x {kind.name}" for n, kind in larger), "a smaller model")]
-    return f"No constant is enough; take {' or '.join(others)}."
+    enough = footprint.fewest_gpus(job, accelerator.memory_gib)
+    larger = (
+        (n, kind) for n, kind in accelerators.ADVISED
+        if n % job.sequence_parallel_size == 0 and kind.name != accelerator.name and footprint.of(job.on(n), kind.memory_gib).fits_well
+    )  # fmt: skip
+    others = [f"{enough} x {accelerator.name}"] * bool(enough) + [f"{n} x {kind.name}" for n, kind in larger][:1]
+    return f"No constant is enough; take {' or '.join(others or ['a smaller model'])}."

@@ -18,7 +18,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from common import chat_rows, constants, forecast, hub, launch, log, memory, mixing, resume, run_directory, tokenised, versions, zero
 from common.constants import Share
-from common.job import Job
+from common.job import Job, Zero
 from common.refusal import Refusal
 
 # Model
@@ -39,7 +39,7 @@ PACKING: bool = True  # several rows in one of MAX_SEQ_LENGTH, kept apart by the
 # Adapter
 LORA_R: PositiveInt = 16  # rank: 24 million trainable parameters of 3.2 billion
 LORA_ALPHA: PositiveInt = 32  # the update is scaled by LORA_ALPHA / LORA_R = 2
-LORA_DROPOUT: Share = 0.0  # the original's 0.05 leaves Unsloth's fused LoRA kernels and regularises little in 3 epochs
+LORA_DROPOUT: Share = 0.0  # the original's 0.05 costs memory for its masks and regularises little in 3 epochs
 TARGET_MODULES: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = [
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",  # all linear layers
 ]  # fmt: skip
@@ -111,18 +111,22 @@ def main(**overrides):
         parts = {"train": mixing.weigh(train, TRAIN_FILES, seed=SEED), "validation": validation, "test": test}
         tokenised.encode(directory, parts, report, model_name, MODEL_REVISION, MAX_SEQ_LENGTH, BAD_ROWS, TRAIN_FILES)
 
-    prepared = {"weights": TRAIN_FILES, "held_out": HELD_OUT, "split_by": SPLIT_BY, "seed": SEED, "bad_rows": BAD_ROWS,
-                "max_length": MAX_SEQ_LENGTH}  # fmt: skip
+    prepared = {name: settings.values[name] for name in ("TRAIN_FILES", "HELD_OUT", "SPLIT_BY", "SEED", "BAD_ROWS", "MAX_SEQ_LENGTH")}
 
-    def job(name):  # what decides memory and time; the constants of this file are in it by their names
+    def ds_json():
+        return zero.check(DS_CONFIG, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
+                          train_micro_batch_size_per_gpu=PER_DEVICE_TRAIN_BATCH_SIZE, bf16__enabled=True)  # fmt: skip
+
+    def job(name, sharded=True):  # what decides memory and time; the constants of this file are in it by their names
         model = hub.known_dimensions(name, MODEL_REVISION)
-        return Job.of(model, settings.values, kernels="unsloth", loss="unsloth", zero=zero.facts(DS_CONFIG, model.hidden_size))
+        shared = zero.facts(ds_json(), DS_CONFIG, model.hidden_size) if sharded else Zero()
+        return Job.of(model, settings.values, kernels="unsloth", loss="unsloth", zero=shared)
 
-    if settings.plan:  # from what is on this machine: asks no network, builds nothing
+    if settings.plan:  # from what is on this machine; builds nothing
         tokenizer = hub.local_tokenizer(MODEL_NAME, MODEL_REVISION)
         cached = tokenised.find(prepare, TRAIN_FILES, tokenizer, **prepared)
-        own = "cpu" if settings.tiny else "RTX 3060"
-        return forecast.show(job(MODEL_NAME), MODEL_NAME, settings, own, TRAIN_FILES, HELD_OUT, tokenizer, cached)
+        meant_for = "cpu" if settings.tiny else "RTX 3060"
+        return forecast.show(job(MODEL_NAME), MODEL_NAME, settings, meant_for, TRAIN_FILES, HELD_OUT, BAD_ROWS, tokenizer, cached)
 
     run_name = RUN_NAME or settings.default_run_name
     resume.check(run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)  # a wrong name, path or key is said now
@@ -130,8 +134,7 @@ def main(**overrides):
     before = resume.peek(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)
     resume.require_fixed(before, settings.values)
     if launch.is_distributed() or (before and before["sharded"]):
-        ds_config = zero.check(DS_CONFIG, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
-                               train_micro_batch_size_per_gpu=PER_DEVICE_TRAIN_BATCH_SIZE, bf16__enabled=True)  # fmt: skip
+        ds_config = ds_json()
     if settings.prefetch:
         log.say(f"{MODEL_NAME} is in {hub.prefetch(MODEL_NAME, MODEL_REVISION, UNGATED_COPY)}")
         return {}
@@ -140,7 +143,7 @@ def main(**overrides):
     model_name = hub.find(MODEL_NAME, MODEL_REVISION, UNGATED_COPY)
     initial = hub.find(INITIAL_MODEL, constant="INITIAL_MODEL") if INITIAL_MODEL else None
     base_gib = hub.weights_gib(model_name, MODEL_REVISION)
-    expected = None if settings.no_plan else forecast.require(job, model_name)  # stops a run that cannot fit, with the fix
+    expected = None if settings.no_plan else forecast.require(job, model_name, settings)  # stops a run that cannot fit, with the fix
     data = tokenised.once(prepare, TRAIN_FILES, hub.tokenizer_directory(model_name, MODEL_REVISION), **prepared)
     log.say_once(tokenised.describe(data.statistics))
     forecast.announce(expected, MODEL_NAME, data)
@@ -179,6 +182,7 @@ def main(**overrides):
         max_length=MAX_SEQ_LENGTH,
         packing=PACKING and on_gpu,
         eval_packing=False,
+        dataset_num_proc=1,  # packed rows are the same whatever the machine's cores
         dataset_kwargs={"skip_prepare_dataset": not (PACKING and on_gpu)},  # rows are tokenised and fit already
         loss_type="nll",  # Unsloth computes it in chunks; TRL's own default is another path, slower here
         eval_strategy="steps" if validation else "no",
@@ -234,8 +238,7 @@ def main(**overrides):
             if MERGE:  # in a process of its own; what is saved above stays whatever happens there
                 figures["merge"] = merging.merge_apart(run.final_model, run.merged_model, run.held_out_file(), base_gib)
                 run.update(**figures)
-                agreement = figures["merge"]["relative_rms"]
-                log.say(f"merged in 16 bit into {run.merged_model}: logits within {agreement:.1%} of the adapter's")
+                log.say(f"merged in 16 bit: {run.merged_model}, logits within {figures['merge']['relative_rms']:.1%} of the adapter's")
             log.say(f"report: {report.write(run)}; judge every checkpoint: bash eval/eval_all_checkpoints.sh {run.path}")
             tracking.finish(REPORT_TO)
             kept.finish([run.final_model, run.merged_model] if MERGE else [run.final_model])  # waits for the uploads

@@ -155,6 +155,21 @@ def test_the_peak_of_a_step(checkpointing, family, widths, rows, method, vocab_s
     assert at_end == pytest.approx(end, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("case", "method", "vocab_size"),
+    [(0, "full", LAYER), (1, "lora", LAYER), (0, "full", 3000), (1, "lora", 3000), (6, "full", 3000), (8, "full", 3000)],
+)
+def test_an_evaluation_keeps_nothing(case, method, vocab_size):
+    family, widths, rows = SHAPES[case]
+    model, shape = build(family, widths, method, vocab_size)
+    model.eval()
+    batch, training = torch.randint(0, LAYER, rows), METHODS[method]
+    live = Live(known(model, batch))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=training.lora_r > 0), live:
+        model(input_ids=batch, labels=batch, use_cache=False)
+    assert activations.evaluation_bytes(shape, rows[0] * rows[1], "whole", training) == pytest.approx(live.peak, rel=0.1)
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_trls_chunked_loss(method):
     from trl.trainer import sft_trainer

@@ -128,9 +128,7 @@ def test_models_of_true_width(name):
 
 
 def test_the_mean_length_of_rows():
-    assert compute.attended_length([100, 100]) == 100
-    assert compute.attended_length([10, 30]) == 25  # a quarter of the tokens attends to 10, three quarters to 30
-    assert compute.attended_length([]) == 0
+    """Rows of 10 and of 30: a quarter of the tokens attends to 10, three quarters to 30, which is 25 on average."""
     model = SMALL["llama"]
     attention = compute.forward_flops(model, 40, 25, causal=False) - compute.forward_flops(model, 40, 0, causal=False)
     assert attention == model.num_hidden_layers * 4 * model.query_size * (10 * 10 + 30 * 30)
@@ -249,6 +247,13 @@ def test_published_throughput(method, gpu, peak, model, length, settings, publis
     share, _ = compute.utilisation(method, gpu, model.hidden_size)
     flops = compute.step_flops(model, length, length, **settings)
     assert length / compute.computing_seconds(flops, peak, share, gpu) == pytest.approx(published, rel=error)
+
+
+def test_an_evaluation_is_a_forward_pass():
+    model = KNOWN["Qwen/Qwen3-4B-Instruct-2507"]
+    found, step = compute.evaluation_flops(model, 4096, 2048), compute.step_flops(model, 4096, 2048)
+    assert found["total"] == step["forward"]
+    assert found["attention"] == pytest.approx(step["attention"] / 3.5)  # of a step: forward, and two and a half times that backward
 
 
 def test_attention_is_what_grows_with_the_length():

@@ -5,7 +5,7 @@ from recipe_jobs import JOBS
 
 from common import accelerators, footprint, memory
 
-ON = {name: job.on(*accelerators.parse(gpus)) for name, (gpus, job) in JOBS.items()}
+ON = {name: job.on(accelerators.parse(gpus)[0]) for name, (gpus, job) in JOBS.items()}
 CAPACITY = {name: accelerators.parse(gpus)[1].memory_gib for name, (gpus, _) in JOBS.items()}
 
 
@@ -15,8 +15,8 @@ def test_parts_add_up_and_the_worst_moment_is_the_one_that_is_shown(name):
     assert all(amount >= 0 for amount in found.parts.values())
     assert found.total == pytest.approx(sum(found.parts.values()))
     assert found.free == pytest.approx(found.capacity - found.total)
-    assert found.allocated == pytest.approx(found.total - found.parts["CUDA context and libraries"] - found.parts["fragmentation"])
-    at_work = sum(found.parts.get(part, 0) for part in ("activations", "logits and loss", "gradients in fp32"))
+    assert found.allocated == pytest.approx(found.total - found.parts["context and libraries"] - found.parts["fragmentation"])
+    at_work = sum(found.parts.get(part, 0) for part in ("activations", "logits and loss", "gradients in fp32", "an evaluation"))
     assert all(amount <= at_work for amount in found.not_together.values())
 
 
@@ -67,31 +67,31 @@ def test_what_costs_memory_costs_it(name, change):
 @pytest.mark.parametrize("gib", [3, 6, 12, 24, 40, 80])
 def test_the_smallest_change_is_enough_and_no_smaller_one_is(name, gib):
     job = ON[name].changed({"PER_DEVICE_TRAIN_BATCH_SIZE": 16, "GRADIENT_CHECKPOINTING": "none"})
-    if footprint.of(job, gib).fits:
+    if footprint.of(job, gib).fits_well:
         return
     found = footprint.smallest_change(job, gib)
     ladders = memory.ladders(job.constants())
     if found is None:
         for rungs in ladders:
             job = job.changed(rungs[-1])
-        assert not footprint.of(job, gib).fits
+        assert not footprint.of(job, gib).fits_well
         return
     changed = job
     for change in found:
         changed = changed.changed(change)
-    assert footprint.of(changed, gib).fits
+    assert footprint.of(changed, gib).fits_well
     assert changed.rows_per_step == job.rows_per_step
     for left_out in found:  # without any of them it does not fit
         rest = job
         for change in found:
             rest = rest if change is left_out else rest.changed(change)
-        assert not footprint.of(rest, gib).fits
+        assert not footprint.of(rest, gib).fits_well
     if len(found) == 1:  # nor with a smaller step of the same constant, or with an earlier one
         for rungs in ladders:
             for change in rungs:
                 if change == found[0]:
                     return
-                assert not footprint.of(job.changed(change), gib).fits
+                assert not footprint.of(job.changed(change), gib).fits_well
         pytest.fail(f"{found} is on no ladder")
 
 

@@ -197,13 +197,13 @@ def test_a_tokenizer_without_chat_template(here, tiny_model):
 def test_a_gpu_that_is_too_small(here):
     program = here / "bin" / "nvidia-smi"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho '0, GPU-1, NVIDIA T400, 512, 500, 580.95.05'\n")
+    program.write_text("#!/bin/sh\necho '0, GPU-1, NVIDIA A2, 512, 500, 580.95.05'\n")
     program.chmod(0o755)
     path = write(here / "rows.jsonl", b"no row")  # what comes after the plan
     environment = {"PATH": f"{program.parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "0"}
     said = command(here, "--train-files", f"{path}=1", **environment)
     assert said.startswith("this run cannot fit: with these constants it needs ")
-    assert "NVIDIA T400 has 536.9 MB. " in said
+    assert "NVIDIA A2 has 512 MiB. " in said
     assert "it is not JSON" in command(here, "--train-files", f"{path}=1", "--no-plan", **environment)
 
 
