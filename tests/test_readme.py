@@ -63,7 +63,7 @@ def test_the_plans_of_the_readme(tmp_path):
     assert [code for code, _ in said] == [0, 0, 0], said
     by_memory, priced, plain = json.loads(said[1][1]), said[2][1], said[0][1]
     assert by_memory["accelerator"]["memory_gib"] == 12 and by_memory["time"] is None
-    assert re.search(r"GPU-hours, [\d,.]+ dollars", priced)
+    assert re.search(r"^cost      [\d,.]+ dollars; [\d.]+ dollars per million tokens", priced, re.MULTILINE)
     assert "the recipe's own hardware; no GPU was found here" in plain
     shown = next(block for block in BLOCKS if "[WWW" in block)
     assert all(line.strip() in plain for line in shown.strip().splitlines())  # the README's excerpt is what is printed

@@ -207,7 +207,8 @@ def test_a_gpu_that_is_too_small(here):
     assert "it is not JSON" in command(here, "--train-files", f"{path}=1", "--no-plan", **environment)
 
 
-def test_a_run_that_no_machine_can_hold(main):
+def test_a_run_that_no_machine_can_hold(main, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     said = main(max_seq_length=2_000_000, per_device_train_batch_size=65536)
     assert re.match(r"this run cannot fit: .* and CPU has .* Change PER_DEVICE_TRAIN_BATCH_SIZE 65536 -> \d+ and ", said)
 
