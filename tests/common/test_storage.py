@@ -286,7 +286,7 @@ def test_a_disk_too_small_is_said_before_a_byte_is_written(server, store, prefix
     (tmp_path / "large").mkdir()
     manifest.write(tmp_path / "large", {"weights": {"size": 10**17, "crc32c": "AAAAAA=="}})
     server.put(f"{prefix}/run/{manifest.NAME}", (tmp_path / "large" / manifest.NAME).read_bytes())
-    with pytest.raises(Refusal, match=r"needs 100000000.0 GB and the disk of .* GB free"):
+    with pytest.raises(Refusal, match=r"needs 100000.0 TB and the disk of .* GB free"):
         store.download_directory("run", tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
