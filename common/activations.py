@@ -203,6 +203,8 @@ def loss_bytes(tokens, vocab_size, hidden_size, loss, free_bytes=None, trains_he
     "whole" (transformers): log-softmax, its gradient and the gradient before it, all fp32: 12 bytes a logit.
     "chunked" (TRL's chunked_nll): 256 tokens at a time; logits, log-softmax and, for its entropy, probabilities and their product, all
     fp32: 16 bytes a logit; the hidden states sorted, and their gradient.
+    "gpt" (`chunked_loss`): 1024 tokens at a time; fp32 logits that become their gradient and its bf16 copy, 6 bytes a logit; the weight's
+    gradient in fp32 and one chunk's; the gradient of the hidden states, scaled into a second one going back.
     "unsloth" (its fused linear loss): gradients are made going forward, in the buffer of the logits; that of the hidden states is
     scaled into a second one going back. With a frozen output layer and 4096 tokens or more the logits are also cut along the
     vocabulary, into 16384 columns: 256 MiB. Else whole rows, see `unsloth_rows`. `free_bytes`: of the GPU, when the loss is computed.
@@ -212,6 +214,8 @@ def loss_bytes(tokens, vocab_size, hidden_size, loss, free_bytes=None, trains_he
         return max(12 * vocab_size * tokens, 2 * vocab_size * tokens + states + head)
     if loss == "chunked":
         return 16 * vocab_size * min(tokens, 256) + 2 * states + head
+    if loss == "gpt":
+        return 6 * vocab_size * min(tokens, 1024) + 3 * head + 2 * states
     rows, columns = unsloth_rows(tokens, vocab_size, hidden_size, free_bytes), vocab_size
     if tokens >= 4096 and vocab_size > 2 * 16384 and not trains_head:
         rows, columns = 4096, 16384

@@ -35,15 +35,16 @@ def group_by_length(trainer, lengths, batch_size, seed):
     batch_size: rows of one micro-batch over all ranks, so that ranks have like lengths. The Trainer's own grouping
     takes its order from the global random state and its batches from long to short; this one can be resumed exactly.
     """
-    _draw(trainer, len(lengths), lambda epoch: grouped_order(lengths, batch_size, seed, epoch))
+    draw(trainer, len(lengths), lambda epoch: grouped_order(lengths, batch_size, seed, epoch))
 
 
 def shuffle(trainer, rows, seed):
     """Make `trainer` draw its `rows` training rows in a random order that only the seed and the epoch decide."""
-    _draw(trainer, rows, lambda epoch: np.random.default_rng([seed, epoch]).permutation(rows))
+    draw(trainer, rows, lambda epoch: np.random.default_rng([seed, epoch]).permutation(rows))
 
 
-def _draw(trainer, rows, order):
+def draw(trainer, rows, order):
+    """Make `trainer` draw `rows` rows an epoch in the order (int [rows]) that `order(epoch)` gives."""
     from torch.utils.data import Sampler
 
     class Ordered(Sampler):

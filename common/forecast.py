@@ -9,36 +9,46 @@ from common.refusal import Refusal
 
 
 def show(job, model_name, settings, own_gpus, files, held_out=0.0, bad_rows="stop", tokenizer=None, cached=None):
+    """`show_work` of conversations: the rest is for `token_counts.measure`, which is not asked where --tokens says the number."""
+
+    def work(job, tokens):
+        if tokens:
+            return plan.full_rows(tokens, job.max_seq_length, tokens * held_out / (1 - held_out) / 2)
+        return workload(job, token_counts.measure(files, job.max_seq_length, held_out, tokenizer, cached, bad_rows=bad_rows))
+
+    return show_work(job, model_name, settings, own_gpus, work, tokenizer)
+
+
+def show_work(job, model_name, settings, own_gpus, work_of, tokenizer=None, needs_bf16=True):
     """Print the plan of a job on the GPUs asked for, found, or `own_gpus` ("RTX 3060", "8xH200", "cpu"); returns it as plain values.
 
-    settings: of the `Resolved` ones the switches. The rest is for `token_counts.measure`, which is not asked where --tokens says the
-    number; what it refuses is said, and the plan made without data.
+    settings: of the `Resolved` ones the switches. work_of(job, tokens): the `Workload`, `tokens` being those of --tokens or None; where
+    it refuses, that is said, and the plan made without data.
     """
     count, accelerator, came_from = plan.chosen_gpus(settings.gpus, own_gpus, launch.ranks(settings))
-    require_bf16(accelerator)
+    if needs_bf16:
+        require_bf16(accelerator)
     on_hub = model_name.count("/") == 1 and not Path(model_name).is_dir()
     job, work, missing = replace(job.on(count, accelerator.is_cpu), downloaded=on_hub), None, None
-    if settings.tokens:
-        work = plan.full_rows(settings.tokens, job.max_seq_length, held_out)
-    else:
-        try:
-            work = workload(job, token_counts.measure(files, job.max_seq_length, held_out, tokenizer, cached, bad_rows=bad_rows))
-        except Refusal as refusal:
-            missing = str(refusal)
+    try:
+        work = work_of(job, settings.tokens)
+    except Refusal as refusal:
+        missing = str(refusal)
     size = sum(file.stat().st_size for file in Path(tokenizer).glob("tokenizer*")) if tokenizer else None
     return plan_text.show(
         plan.make(job, model_name, accelerator, came_from, work, missing, settings.usd_per_gpu_hour, size), settings.json
     )  # fmt: skip
 
 
-def require(job_of, model_name, settings):
+def require(job_of, model_name, settings, needs_bf16=True):
     """The job `job_of(model_name, sharded)` as this start runs it, on GPUs or without any in its memory; None where it cannot be computed.
 
     Raises `Refusal`, with the smallest change, for one that cannot fit.
     """
     ranks = launch.ranks(settings)
     _, accelerator, _ = plan.chosen_gpus(None, "cpu", ranks)
-    require_bf16(accelerator)
+    if needs_bf16:
+        require_bf16(accelerator)
     if hardware.is_mig():
         warn("whether this run fits is not known: the GPU is divided (MIG), and how large the parts are is not known here")
         return None
@@ -77,9 +87,14 @@ def require_bf16(accelerator):
 def announce(job, model_name, data):
     """Say memory and time of what `require` returned, once. data: the `Tokenised` cache."""
     if job is not None:
-        accelerator = accelerators.cpu() if job.kernels == "torch" else accelerators.found()[1]
-        work = workload(job, token_counts.measure({}, job.max_seq_length, cached=data))
-        say_once(plan_text.summary(plan.make(job, model_name, accelerator, "found here", work)))
+        announce_work(job, model_name, workload(job, token_counts.measure({}, job.max_seq_length, cached=data)))
+
+
+def announce_work(job, model_name, work):
+    """Say memory and time of what `require` returned, once, for this `Workload`."""
+    if job is not None:
+        found = accelerators.found()
+        say_once(plan_text.summary(plan.make(job, model_name, found[1] if found else accelerators.cpu(), "found here", work)))
 
 
 def workload(job, counts):

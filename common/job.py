@@ -38,7 +38,7 @@ class Job:
     load_in_4bit: bool = False
     dropout: float = 0.0
     packing: bool = False  # rows end to end, no padding; attention within a row's own part
-    loss: str = "whole"  # "chunked", "unsloth": logits never exist all at once
+    loss: str = "whole"  # "chunked", "unsloth", "gpt": logits never exist all at once
     kernels: str = "torch"  # "unsloth": its fused kernels, which keep less
     tiled_mlp: bool = False
     pretraining: bool = False  # for the utilisation that is expected
@@ -76,8 +76,8 @@ class Job:
         """This job on so many GPUs. On a CPU Unsloth has no kernels, no 8-bit optimiser, no packing and nowhere to offload to."""
         if cpu:
             checkpointing = "none" if self.gradient_checkpointing == "none" else "true"
-            return replace(self, gpus=count, kernels="torch", loss="chunked", optim="adamw_torch_fused", packing=False,
-                           gradient_checkpointing=checkpointing)  # fmt: skip
+            return replace(self, gpus=count, kernels="torch", loss="gpt" if self.pretraining else "chunked", optim="adamw_torch_fused",
+                           packing=self.packing and self.pretraining, gradient_checkpointing=checkpointing)  # fmt: skip
         return replace(self, gpus=count)
 
     def changed(self, change):

@@ -36,7 +36,7 @@ def ladders(constants):
     smaller = [size for size in range(batch // 2, 0, -1) if rows % size == 0]
     found.append([{"PER_DEVICE_TRAIN_BATCH_SIZE": size, "GRADIENT_ACCUMULATION_STEPS": rows // size} for size in smaller])
     if "GRADIENT_CHECKPOINTING" in constants and now("GRADIENT_CHECKPOINTING") in (False, "none", None):
-        found.append([{"GRADIENT_CHECKPOINTING": "unsloth"}])
+        found.append([{"GRADIENT_CHECKPOINTING": "true" if now("PRETRAINING") else "unsloth"}])
     if now("LOAD_IN_4BIT") is False:
         found.append([{"LOAD_IN_4BIT": True}])
     found.append([{"MAX_SEQ_LENGTH": length} for length in _halves(now("MAX_SEQ_LENGTH", 0), SHORTEST)])
@@ -52,7 +52,7 @@ def in_words(constants, change):
         "PER_DEVICE_TRAIN_BATCH_SIZE": ": the same rows a step, slower",
         "GRADIENT_CHECKPOINTING": ": activations are computed again, about 30 % slower",
         "LOAD_IN_4BIT": ": about a quarter of the memory for weights",
-        "MAX_SEQ_LENGTH": ": longer rows lose their oldest turns",
+        "MAX_SEQ_LENGTH": ": a shorter context" if constants.get("PRETRAINING") else ": longer rows lose their oldest turns",
         "LORA_R": ": a smaller adapter",
     }
     return values + cost.get(next(iter(change)), "")

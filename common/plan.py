@@ -102,10 +102,10 @@ def steps_of(rows, tokens, rows_per_step, epochs, max_steps):
     return {"steps": steps, "tokens_per_step": round(tokens / steps_per_epoch), "epochs": round(steps / steps_per_epoch, 3)}
 
 
-def full_rows(tokens, max_seq_length, held_out=0.0):
+def full_rows(tokens, max_seq_length, validation_tokens=0.0):
     """The `Workload` of training data of which only the number of tokens is known: rows are taken to be full."""
-    rows, validation = tokens / max_seq_length, tokens * held_out / (1 - held_out) / 2
-    return Workload(rows, tokens, tokens, max_seq_length, validation, "rows taken to be full", "the number given with --tokens")
+    source = "the number given with --tokens"
+    return Workload(tokens / max_seq_length, tokens, tokens, max_seq_length, validation_tokens, "rows taken to be full", source)
 
 
 def course_of(job, accelerator, workload=None):
@@ -211,7 +211,7 @@ def disk_of(job, workload=None, steps=None, tokenizer_bytes=None):
         found["merged_model"] = disk_needs.merged_model_bytes(job.model, beside)
     if job.downloaded:
         found["the model's download"] = disk_needs.merged_model_bytes(job.model, beside)
-    if workload:
+    if workload and not job.pretraining:  # whose tokens lie there already
         found["tokens"] = disk_needs.cache_bytes(workload.tokens + workload.validation_tokens)
     return found
 

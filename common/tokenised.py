@@ -27,6 +27,8 @@ class Tokenised:
 
     path: Path
 
+    key = property(lambda self: self.path.name)  # of what it depends on
+
     def train(self):
         return self._load("train")
 

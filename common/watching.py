@@ -16,20 +16,24 @@ from common.run_directory import read_json
 RISING = 1.3  # recent loss over the lowest earlier one
 FLAT = 0.02  # relative change of the loss over the run below which nothing was learned
 BYTES_A_CHECKPOINT = 12  # a trainable parameter: fp32 weight and two fp32 Adam moments at most
+BYTES_A_FULL_ONE = 16  # where all are trained under ZeRO-2: the bf16 weights twice besides
 WINDOW = 5  # logged values that are averaged before they are compared
 
 
-def begin(run, checkpoint, settings, model, model_name, data, report_to, packing):
-    """Open the run directory, on rank 0: constants, run.json, statistics, held-out rows, training.log, trackers."""
+def begin(run, checkpoint, settings, model, model_name, data, report_to, notes, **facts):
+    """Open the run directory, on rank 0: constants, run.json, statistics, held-out rows, training.log, trackers.
+
+    data: what is trained on, with `key` and `copy_to`; notes: sentences on what this run does not show; facts: more for run.json.
+    """
     total, trainable = models.count_parameters(model)
-    hardware.require_disk(run.path, trainable * BYTES_A_CHECKPOINT / 1e9, "one checkpoint")
+    each = BYTES_A_FULL_ONE if trainable == total else BYTES_A_CHECKPOINT
+    hardware.require_disk(run.path, trainable * each / 1e9, "one checkpoint")
     abandoned = run.set_aside_newer(checkpoint) if checkpoint else []
-    notes = not_covered(packing)
     run_id = tracking.prepare(report_to, run, (read_json(run.run) or {}).get("wandb_run_id"))
     run.begin(
         settings.values, recipe=settings.recipe, model_name=str(model_name), model_revision=settings.values.get("MODEL_REVISION"),
         tiny=settings.tiny, command=settings.command, hardware=hardware.describe(), versions=versions.installed(), wandb_run_id=run_id,
-        notes=notes, data_key=data.path.name,
+        notes=notes, data_key=data.key, **facts,
     )  # fmt: skip
     data.copy_to(run)
     log.write_to(run.training_log)
@@ -55,11 +59,11 @@ def not_covered(packing):
     ]
 
 
-def attach(trainer, run, early_stopping_patience=None):
-    """Put this module's callbacks in place of the Trainer's printing."""
+def attach(trainer, run, early_stopping_patience=None, more=None):
+    """Put this module's callbacks in place of the Trainer's printing. more(tokens_per_second) -> ({name: figure}, words) to log as well."""
     trainer.remove_callback(PrinterCallback)
     trainer.create_model_card = lambda *_, **__: None  # TRL writes one of its own into every checkpoint
-    trainer.callback_handler.callbacks.insert(0, Watch(run))  # before the trackers: it adds tokens a second and memory to the logs
+    trainer.callback_handler.callbacks.insert(0, Watch(run, more))  # before the trackers: it adds tokens a second and memory to the logs
     determine = trainer._determine_best_metric
 
     def of_saved_steps(metrics, trial):  # transformers counts any evaluation, and then loads the best of those it happened to save
@@ -115,8 +119,8 @@ def figures(trainer):
 class Watch(TrainerCallback):
     """Progress bar on a terminal, lines elsewhere; metrics.jsonl; warnings when the loss is NaN, rising or flat."""
 
-    def __init__(self, run):
-        self.run, self.bar, self.losses, self.said = run, None, [], set()
+    def __init__(self, run, more=None):
+        self.run, self.more, self.bar, self.losses, self.said = run, more, None, [], set()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = self.last_time = time.time()
@@ -142,17 +146,20 @@ class Watch(TrainerCallback):
         now = time.time()
         figures = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), "seconds": round(now - self.start, 2)}
         if "eval_loss" in logs:
-            figures["eval_loss"] = logs["eval_loss"]
-            self._write(f"held-out loss {logs['eval_loss']:.4f}", state)
+            figures |= {name: logs[name] for name in ("eval_loss", "eval_bits_per_byte") if name in logs}
+            bits = f"  {logs['eval_bits_per_byte']:.4f} bits per byte" if "eval_bits_per_byte" in logs else ""
+            self._write(f"held-out loss {logs['eval_loss']:.4f}{bits}", state)
             self.last_time += logs.get("eval_runtime", 0)  # evaluation is not training time
         elif loss is not None:
             speed = (state.num_input_tokens_seen - self.last_tokens) / max(now - self.last_time, 1e-9)
             self.last_time, self.last_tokens = now, state.num_input_tokens_seen
             figures |= {"loss": loss, "learning_rate": logs.get("learning_rate"), "grad_norm": logs.get("grad_norm")}
             figures |= {"tokens_per_second": round(speed, 1), "memory_gb": memory_gb()}
-            logs["tokens_per_second"], logs["memory_gb"] = figures["tokens_per_second"], figures["memory_gb"]  # for the trackers too
+            found, words = self.more(speed) if self.more else ({}, "")
+            figures |= found
+            logs |= {name: figures[name] for name in ("tokens_per_second", "memory_gb", *found)}  # for the trackers too
             self._write(
-                f"loss {loss:.4f}  lr {figures['learning_rate']:.2e}  {speed:,.0f} tokens/s  {figures['memory_gb']:.1f} GB  "
+                f"loss {loss:.4f}  lr {figures['learning_rate']:.2e}  {speed:,.0f} tokens/s  {figures['memory_gb']:.1f} GB  {words}"
                 f"{self._left(now - self.start, state)} left", state,
             )  # fmt: skip
             self.losses.append(loss)

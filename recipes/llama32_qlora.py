@@ -205,18 +205,18 @@ def main(**overrides):
         log.say(f"nothing to resume: no whole checkpoint of a run named {run_name} is in {OUTPUT_DIR}/; this run starts afresh")
     if checkpoint:
         sharded = ds_config is not None
-        for sentence in resume.changed_constants(checkpoint, settings.values, data.path.name, args.world_size, sharded, args.packing):
+        for sentence in resume.changed_constants(checkpoint, settings.values, data.key, args.world_size, sharded, args.packing):
             log.warn(sentence)
     with memory.advice(**settings.values):
         model, tokenizer = models.load(initial or model_name, MAX_SEQ_LENGTH, LOAD_IN_4BIT, MODEL_REVISION, GRADIENT_CHECKPOINTING)
     model = models.add_lora(model, LORA_R, LORA_ALPHA, LORA_DROPOUT, TARGET_MODULES, GRADIENT_CHECKPOINTING, SEED, MODEL_REVISION)
-    before = models.fingerprint(model)
-    launch.rank_0_decides(lambda: watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, args.packing))
+    before, notes = models.fingerprint(model), watching.not_covered(args.packing)
+    launch.rank_0_decides(lambda: watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, notes))
     trainer = SFTTrainer(model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
     models.train_in_fp32(model)  # after the trainer, which turns a 4-bit model's adapter to bf16
     watching.attach(trainer, run, EARLY_STOPPING_PATIENCE)
     micro_batch = resume.micro_batch(checkpoint, PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size)
-    kept = checkpoints.Checkpoints(trainer, run, settings.values, data.path.name, micro_batch, SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)
+    kept = checkpoints.Checkpoints(trainer, run, settings.values, data.key, micro_batch, SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)
     if args.packing:
         batches.shuffle(trainer, len(trainer.train_dataset), SEED)
     else:
