@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from common.refusal import Refusal
+
 
 def grouped_order(lengths, batch_size, seed, epoch, pool=50):
     """A permutation of the rows in which every `batch_size` neighbours have like lengths.
@@ -41,6 +43,24 @@ def group_by_length(trainer, lengths, batch_size, seed):
 def shuffle(trainer, rows, seed):
     """Make `trainer` draw its `rows` training rows in a random order that only the seed and the epoch decide."""
     draw(trainer, rows, lambda epoch: np.random.default_rng([seed, epoch]).permutation(rows))
+
+
+def accumulation(rows_per_step, micro_batch, ranks, asked=None):
+    """Micro-batches that each rank adds up for a step of `rows_per_step` rows: `asked`, or as many as it takes.
+
+    Raises `Refusal` where the three do not multiply to `rows_per_step`.
+    """
+    found = asked or max(1, rows_per_step // (micro_batch * ranks))
+    if found * micro_batch * ranks == rows_per_step:
+        return found
+    rows = found * micro_batch * ranks
+    fits = [n for n in range(1, rows_per_step + 1) if rows_per_step % (n * ranks) == 0]
+    nearest = min(fits, key=lambda n: abs(n - micro_batch), default=None)
+    raise Refusal(
+        f"TRAIN_BATCH_SIZE = {rows_per_step} is not PER_DEVICE_TRAIN_BATCH_SIZE = {micro_batch} x {ranks} rank(s) x {found} micro-batches = "
+        f"{rows}; " + (f"take PER_DEVICE_TRAIN_BATCH_SIZE = {nearest}" * (not asked and nearest is not None and nearest != micro_batch)
+                       or f"take TRAIN_BATCH_SIZE = {rows}" + " or leave GRADIENT_ACCUMULATION_STEPS out" * bool(asked))
+    )  # fmt: skip
 
 
 def draw(trainer, rows, order):

@@ -46,6 +46,15 @@ def forward_flops(model, tokens, attended_length, with_head=True, causal=True):
     return layers + with_head * _head(model, tokens)
 
 
+def palm_flops_per_token(model, length):
+    """FLOPs a token that published model FLOPs utilisation counts (PaLM, appendix B): 6 N + 12 x layers x query size x `length`.
+
+    N: parameters without positions. Attention counts whole, though a causal kernel computes half of it, and recomputation does not.
+    """
+    weights = model.parameters() - model.learned_positions * model.max_position_embeddings * model.hidden_size
+    return 6 * weights + 12 * model.num_hidden_layers * model.query_size * length
+
+
 def evaluation_flops(model, tokens, attended_length):
     """FLOPs of a forward pass over `tokens` tokens: {"total", "attention"}. An adapter's own are left out: about a hundredth."""
     attention = model.num_hidden_layers * _attention(model, tokens, attended_length, causal=True)

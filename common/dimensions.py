@@ -7,7 +7,7 @@ in a directory, in the hub's cache, or fetched alone.
 import json
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import json_object
@@ -107,6 +107,23 @@ KNOWN = {  # from each model's config.json on the hub; checked against transform
     "gpt-760M": _gpt(24, 16, 1536),
     "gpt-1.2B": _gpt(24, 16, 2048),
 }
+
+
+def gpt(name, layers=None, heads=None, width=None, vocab_size=None, positions=None):
+    """The `Dimensions` of a GPT to train from scratch: those of the size called `name` where nothing else is said.
+
+    vocab_size: padded here to a multiple of 128. Raises `Refusal` where the heads do not divide the width.
+    """
+    known = KNOWN[name]
+    layers, heads, width = layers or known.num_hidden_layers, heads or known.num_attention_heads, width or known.hidden_size
+    if width % heads:
+        fits = max(n for n in range(1, heads) if width % n == 0)
+        raise Refusal(
+            f"HIDDEN_SIZE = {width} is no multiple of NUM_ATTENTION_HEADS = {heads}; each head has the same width: take {fits} heads, or "
+            f"HIDDEN_SIZE = {-(-width // heads) * heads}"
+        )
+    padded = -(-(vocab_size or known.vocab_size) // 128) * 128
+    return replace(_gpt(layers, heads, width), vocab_size=padded, max_position_embeddings=positions or known.max_position_embeddings)
 
 
 def read(name, revision=None, constant="MODEL_NAME"):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from common import models
 from common.refusal import Refusal
@@ -64,3 +64,21 @@ def check(model, directory, input_ids):
     if not distance <= NEAR:
         raise Refusal(f"the logits of {directory} differ from the trained model's by {distance:.2g} of the largest; it was not saved right")
     return distance
+
+
+def samples(directory, beginnings, seed, max_new_tokens=120):
+    """[{"beginning", "text"}, …]: what the saved model writes after each beginning, drawn at temperature 0.8 from its 50 likeliest tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()
+    found = []
+    for beginning in beginnings:
+        ids = [model.config.bos_token_id, *tokenizer(beginning, add_special_tokens=False)["input_ids"]]
+        ids = torch.tensor([ids[-model.config.n_positions // 2 :]])
+        torch.manual_seed(seed)
+        longest = min(max_new_tokens, model.config.n_positions - ids.shape[1])
+        with torch.no_grad():
+            written = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest, do_sample=True, temperature=0.8, top_k=50
+            )  # fmt: skip
+        found.append({"beginning": beginning, "text": tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)})
+    return found

@@ -66,6 +66,12 @@ def is_mig(environ=os.environ):
     return any(mode == "Enabled" for _, _, mode in _listed(["mig.mode.current"], environ))
 
 
+def utilisation(environ=os.environ):
+    """The share of the last second in which each of the GPUs computed, averaged over them, as nvidia-smi tells it; None without one."""
+    shares = [_gib(share) * 1024 / 100 for _, _, share in _listed(["utilization.gpu"], environ)]
+    return sum(shares) / len(shares) if shares else None
+
+
 def _listed(fields, environ):
     """[index, UUID, *fields] of every GPU that CUDA_VISIBLE_DEVICES admits."""
     try:

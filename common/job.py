@@ -41,7 +41,8 @@ class Job:
     loss: str = "whole"  # "chunked", "unsloth", "gpt": logits never exist all at once
     kernels: str = "torch"  # "unsloth": its fused kernels, which keep less
     tiled_mlp: bool = False
-    pretraining: bool = False  # for the utilisation that is expected
+    pretraining: bool = False  # a GPT from scratch: no base model, no conversations
+    train_batch_size: int | None = None  # rows a step on any number of GPUs; gradient accumulation follows from it
     zero: Zero = field(default_factory=Zero)
     gpus: int = 1
     sequence_parallel_size: int = 1  # GPUs that share one row
@@ -74,6 +75,9 @@ class Job:
 
     def on(self, count, cpu=False):
         """This job on so many GPUs. On a CPU Unsloth has no kernels, no 8-bit optimiser, no packing and nowhere to offload to."""
+        if self.train_batch_size:
+            together = self.per_device_train_batch_size * count
+            self = replace(self, gradient_accumulation_steps=max(1, self.train_batch_size // together))
         if cpu:
             checkpointing = "none" if self.gradient_checkpointing == "none" else "true"
             return replace(self, gpus=count, kernels="torch", loss="gpt" if self.pretraining else "chunked", optim="adamw_torch_fused",

@@ -10,6 +10,7 @@
         unfinished-…, damaged-…, abandoned-checkpoint-N-TIME/   kept, never resumed from
         final_model/            what the run was for: adapter or full model, tokenizer, constants.json, model card
         merged_model/           adapter merged into the 16-bit base
+        samples.json            what a pretrained model writes
         logs/training.log       what the terminal showed
         logs/metrics.jsonl      one JSON object per logged step
         logs/tensorboard/, logs/wandb/
@@ -56,6 +57,7 @@ class RunDirectory:
     test = property(lambda self: self.path / "test.jsonl")
     final_model = property(lambda self: self.path / "final_model")
     merged_model = property(lambda self: self.path / "merged_model")
+    samples = property(lambda self: self.path / "samples.json")
     logs = property(lambda self: self.path / "logs")
     training_log = property(lambda self: self.path / "logs" / "training.log")
     metrics = property(lambda self: self.path / "logs" / "metrics.jsonl")

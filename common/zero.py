@@ -52,6 +52,9 @@ def check(path, **constants):
     if not os.path.exists(path):
         raise Refusal(f"DS_CONFIG names {path}, which does not exist; {FIX}")
     config = json_object.read(path, FIX)
+    for key in ("optimizer", "scheduler"):
+        if key in config:
+            raise Refusal(f'{path} has its own "{key}", which would take the place of the recipe\'s constants; leave it out there')
     for key, wanted in constants.items():
         *above, last = key.split("__")
         section = config
