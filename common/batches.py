@@ -55,12 +55,13 @@ def accumulation(rows_per_step, micro_batch, ranks, asked=None):
         return found
     rows = found * micro_batch * ranks
     fits = [n for n in range(1, rows_per_step + 1) if rows_per_step % (n * ranks) == 0]
-    nearest = min(fits, key=lambda n: abs(n - micro_batch), default=None)
+    nearest = min(fits, key=lambda n: abs(n - micro_batch), default=micro_batch)
+    fix = "leave GRADIENT_ACCUMULATION_STEPS out, or " if asked else ""
+    fix += f"take TRAIN_BATCH_SIZE = {rows}" if asked or nearest == micro_batch else f"take PER_DEVICE_TRAIN_BATCH_SIZE = {nearest}"
     raise Refusal(
-        f"TRAIN_BATCH_SIZE = {rows_per_step} is not PER_DEVICE_TRAIN_BATCH_SIZE = {micro_batch} x {ranks} rank(s) x {found} micro-batches = "
-        f"{rows}; " + (f"take PER_DEVICE_TRAIN_BATCH_SIZE = {nearest}" * (not asked and nearest is not None and nearest != micro_batch)
-                       or f"take TRAIN_BATCH_SIZE = {rows}" + " or leave GRADIENT_ACCUMULATION_STEPS out" * bool(asked))
-    )  # fmt: skip
+        f"TRAIN_BATCH_SIZE is {rows_per_step}, but PER_DEVICE_TRAIN_BATCH_SIZE = {micro_batch} x {found} micro-batches x {ranks} rank(s) "
+        f"= {rows} rows; {fix}"
+    )
 
 
 def draw(trainer, rows, order):

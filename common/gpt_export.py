@@ -40,8 +40,9 @@ def from_hugging_face(state, padded_vocab_size):
 def save(state, shape, directory, end_of_text):
     """Write config.json and model.safetensors (in the tensors' own dtype) of our state dict, as `GPT2LMHeadModel` reads them."""
     tensors = to_hugging_face(state, shape.vocab_size)
+    dtype = tensors["transformer.wte.weight"].dtype
     with torch.device("meta"):
-        model = GPT2LMHeadModel(config(shape, end_of_text, tensors["transformer.wte.weight"].dtype))
+        model = GPT2LMHeadModel(config(shape, end_of_text, dtype)).to(dtype)
     model.save_pretrained(directory, state_dict=tensors)
     for file in Path(directory).glob("*.safetensors"):
         file.chmod((Path(directory) / "config.json").stat().st_mode)  # safetensors lets nobody else read its files
@@ -67,7 +68,7 @@ def check(model, directory, input_ids):
 
 
 def samples(directory, beginnings, seed, max_new_tokens=120):
-    """[{"beginning", "text"}, …]: what the saved model writes after each beginning, drawn at temperature 0.8 from its 50 likeliest tokens."""
+    """[{"beginning", "text"}, …]: what the saved model goes on with, drawn at temperature 0.8 from its 50 likeliest tokens."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()
     found = []

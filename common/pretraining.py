@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
-from common import batches, chunked_loss, gpt_export, token_rows
-
+from common import accelerators, batches, chunked_loss, compute, gpt_export, hardware, plan, run_directory, safe_text, token_rows
+from common.log import is_rank_0, say, warn
 
 
 class Pretraining(Trainer):
@@ -178,8 +178,8 @@ def finish(trainer, run, data, beginnings, seed):
     beginnings: texts that it goes on from. Raises `Refusal` where the two models differ.
     """
     rows = data.validation or data.train
-    length = min(rows.context, 256)
-    distance = gpt_export.check(trainer.accelerator.unwrap_model(trainer.model), run.final_model, rows[np.arange(1)]["input_ids"][:, :length])
+    some = rows[np.arange(1)]["input_ids"][:, :256]
+    distance = gpt_export.check(trainer.accelerator.unwrap_model(trainer.model), run.final_model, some)
     say(f"final model written to {run.final_model}; plain transformers' logits of it are within {distance:.1g} of the trained model's")
     written = gpt_export.samples(run.final_model, beginnings, seed) if data.tokenizer else []
     run_directory.write_json(run.samples, written)

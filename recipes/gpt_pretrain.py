@@ -141,7 +141,7 @@ def main(**overrides):
     import torch
     from transformers import AutoTokenizer, TrainingArguments, set_seed
 
-    from common import checkpoints, gpt, gpt_export, model_card, models, pretraining, report, tracking, watching
+    from common import checkpoints, gpt, model_card, models, pretraining, report, tracking, watching
 
     models.quiet()
     if bf16:
