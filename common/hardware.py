@@ -1,9 +1,11 @@
 """What this machine has: GPUs, cores, memory, disk. Asks the system, not torch, so it answers before anything heavy loads."""
 
+import ctypes
 import math
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,18 @@ def prepare_torch():
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not gpus():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def keep_freed_memory():
+    """Let this process keep what it frees, for torch's next tensor, instead of giving pages back to the system and asking again.
+
+    Large tensors on a CPU otherwise cost a page fault for every 4 KiB each time (mallopt(3); the constants are glibc's malloc.h).
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28)):
+            mallopt(option, value)
 
 
 def describe():

@@ -172,12 +172,14 @@ def pointless(steps, warmup_steps, eval_steps, save_steps):
     return found
 
 
-def finish(trainer, run, data, beginnings, seed):
+def finish(trainer, run, data, constants, beginnings, seed):
     """Check the saved model's logits against the trained one's, let it write, say both; figures for run.json. On rank 0.
 
-    beginnings: texts that it goes on from. Raises `Refusal` where the two models differ.
+    constants: the resolved ones, saved beside the model; beginnings: texts that it goes on from. Raises `Refusal` where they
+    differ.
     """
     rows = data.validation or data.train
+    run_directory.write_json(run.final_model / "constants.json", constants)
     some = rows[np.arange(1)]["input_ids"][:, :256]
     distance = gpt_export.check(trainer.accelerator.unwrap_model(trainer.model), run.final_model, some)
     say(f"final model written to {run.final_model}; plain transformers' logits of it are within {distance:.1g} of the trained model's")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from live_tensors import Live, saved_bytes
 
-from common import activations, dimensions
+from common import activations, dimensions, gpt
 from common.activations import Training
 
 ALL = (*dimensions.ATTENTION, *dimensions.MLP)
@@ -181,6 +181,26 @@ def test_trls_chunked_loss(method):
     model.gradient_checkpointing_enable({"use_reentrant": True})
     _, most = live_step(model, torch.randint(0, vocab_size, rows), METHODS[method])
     assert activations.peak(shape, 900, "true", "chunked", METHODS[method])["total"] == pytest.approx(most, rel=0.06)
+
+
+@pytest.mark.parametrize("checkpointing", ["true", "none"])
+@pytest.mark.parametrize(("width", "heads", "layers", "vocab_size", "rows"),
+                         [(128, 4, 3, 5000, (4, 700)), (256, 8, 4, 1000, (2, 256)), (64, 2, 2, 20_000, (3, 900))])  # fmt: skip
+def test_our_own_gpt_with_its_own_loss(width, heads, layers, vocab_size, rows, checkpointing):
+    shape = gpt.Shape(vocab_size, 1024, width, layers, heads, gradient_checkpointing=checkpointing == "true")
+    model = gpt.GPT(shape).to(torch.bfloat16)
+    batch = torch.randint(0, vocab_size, rows)
+
+    def step():
+        model(batch, batch)["loss"].backward()
+
+    step()
+    live = Live(known(model, batch))
+    with live:
+        step()
+    size = dimensions.gpt("gpt-125M", layers, heads, width, vocab_size, 1024)
+    said = activations.peak(size, rows[0] * rows[1], checkpointing, "gpt", METHODS["full"])
+    assert said["total"] == pytest.approx(live.peak, rel=0.07)
 
 
 def test_unsloths_rows_are_its_own():
