@@ -10,7 +10,8 @@ from common.refusal import Refusal
 from common.run_directory import RunDirectory, is_called, read_json, step_of
 
 # Files of a run that go to a store beside its checkpoints and come back with them.
-FILES = ("run.json", "constants.json", "data.json", "validation.jsonl", "test.jsonl", "skipped_rows.jsonl", "logs/metrics.jsonl")
+FILES = ("run.json", "constants.json", "data.json", "validation.jsonl", "test.jsonl", "skipped_rows.jsonl", "held_out_tokens.npz",
+         "samples.json", "logs/metrics.jsonl")  # fmt: skip
 
 
 def named(uri):

@@ -10,6 +10,7 @@
         unfinished-…, damaged-…, abandoned-checkpoint-N-TIME/   kept, never resumed from
         final_model/            what the run was for: adapter or full model, tokenizer, constants.json, model card
         merged_model/           adapter merged into the 16-bit base
+        held_out_tokens.npz     of a pretraining run: held-out rows that its checkpoints are judged on
         samples.json            what a pretrained model writes
         logs/training.log       what the terminal showed
         logs/metrics.jsonl      one JSON object per logged step
@@ -57,6 +58,7 @@ class RunDirectory:
     test = property(lambda self: self.path / "test.jsonl")
     final_model = property(lambda self: self.path / "final_model")
     merged_model = property(lambda self: self.path / "merged_model")
+    held_out_tokens = property(lambda self: self.path / "held_out_tokens.npz")
     samples = property(lambda self: self.path / "samples.json")
     logs = property(lambda self: self.path / "logs")
     training_log = property(lambda self: self.path / "logs" / "training.log")

@@ -3,31 +3,12 @@
 import json
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from common.measures import METRICS
 from common.refusal import Refusal
 from common.run_directory import read_json, step_of
 from common.safe_text import shorten
 
-
-class Metric(NamedTuple):
-    name: str
-    unit: str
-    better: str  # "lower" or "higher"
-    digits: int  # behind the point in eval/'s table and curves
-
-
-# Every figure of a judged model, in the order in which it is shown. Loss is the mean over answer tokens of the negative natural
-# logarithm of their probability.
-METRICS = {
-    "validation_loss": Metric("Validation loss", "nats per answer token", "lower", 3),
-    "loss": Metric("Loss", "nats per answer token", "lower", 3),
-    "perplexity": Metric("Perplexity", "", "lower", 2),
-    "rouge1": Metric("ROUGE-1", "mean F1, 0 to 1", "higher", 3),
-    "rouge2": Metric("ROUGE-2", "mean F1, 0 to 1", "higher", 3),
-    "rougeL": Metric("ROUGE-L", "mean F1, 0 to 1", "higher", 3),
-    "numbers": Metric("Numbers", "% of the reference's numbers", "higher", 2),
-}
 ROUGH_BELOW = 10  # groups; a bootstrap over fewer gives intervals that are too narrow
 # What data.json's split_by names: the thing that rows share, and several of it. Any other word is a field of the rows.
 SHARED = {"id": ("source question", "source questions"), "family": ("family", "families"), "source": ("source", "sources"),
@@ -63,6 +44,7 @@ class RunFacts:
     judged: dict  # name -> the JSON of eval/<name>.json, base first, then by step, then final and merged
     summary: dict
     unreadable: list  # sentences about files that could not be read
+    samples: list = field(default_factory=list)  # what a pretrained model wrote: {"beginning", "text"}
 
     base = property(lambda self: self.judged.get("base"))
 
@@ -82,15 +64,15 @@ def read(run):
         raise Refusal(f"{run.path} is not a directory; a report is written from a run directory such as outputs/llama32_qlora")
     unreadable = []
 
-    def mapping(path):
+    def mapping(path, kind=dict):
         try:
-            value = read_json(path, default={})
+            value = read_json(path, default=kind())
         except (Refusal, OSError, RecursionError) as error:
             unreadable.append(f"{path.relative_to(run.path)} could not be read: {error}")
-            return {}
-        if not isinstance(value, dict):
-            unreadable.append(f"{path.relative_to(run.path)} holds no JSON object")
-            return {}
+            return kind()
+        if not isinstance(value, kind):
+            unreadable.append(f"{path.relative_to(run.path)} holds no JSON {'object' if kind is dict else 'list'}")
+            return kind()
         return value
 
     judged = {path.stem: mapping(path) for path in sorted(run.eval.glob("*.json")) if path.name != "summary.json"}
@@ -105,6 +87,7 @@ def read(run):
         history=read_history(run.metrics),
         judged={name: judged[name] | {"name": name} for name in names},
         summary=mapping(run.eval / "summary.json"),
+        samples=mapping(run.samples, list),
         unreadable=unreadable,
     )
 
