@@ -25,6 +25,8 @@ ENDS = (END_OF_TEXT, "<|end_of_text|>")  # what ends a document, in this order; 
 SMALLEST = 257  # the bytes and end-of-text
 NARROW = 1 << 16  # ids below fit uint16
 
+_threads_of = None  # the process in which gigatoken has begun its threads
+
 # Where tokenisers go different ways: kinds of white space and line ends, digits, contractions, code, accents composed and not, scripts
 # without spaces, joined emoji, control characters, long runs. Special tokens are appended as text.
 VARIED = "".join(
@@ -92,6 +94,7 @@ class Encoder:
             tokenizer = gigatoken.Tokenizer.from_json(json.dumps(plain))
 
             def encode(documents):
+                _forked_since_threads()
                 array = tokenizer.encode_batch(documents)
                 if not documents:
                     return np.empty(0, np.uint32), np.empty(0, np.int64)
@@ -157,9 +160,10 @@ def _merges(documents, vocab_size):
     try:
         import gigatoken
 
-        with _hushed():
-            _, merges = gigatoken.train_bpe(b"\0".join(documents), vocab_size, [END_OF_TEXT], separator=b"\0")
-        return [tuple("".join(letters[byte] for byte in part) for part in pair) for pair in merges]
+        if not _forked_since_threads():
+            with _hushed():
+                _, merges = gigatoken.train_bpe(b"\0".join(documents), vocab_size, [END_OF_TEXT], separator=b"\0")
+            return [tuple("".join(letters[byte] for byte in part) for part in pair) for pair in merges]
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
@@ -173,6 +177,13 @@ def _merges(documents, vocab_size):
     pieces = (piece.decode() for document in documents for piece in document.split(b"\0"))
     tokenizer.train_from_iterator(pieces, trainer)
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+
+
+def _forked_since_threads():
+    """Whether gigatoken began its threads before this process was forked: its training would wait for them for ever. They begin now."""
+    global _threads_of
+    _threads_of = _threads_of or os.getpid()
+    return _threads_of != os.getpid()
 
 
 def _letters():

@@ -79,14 +79,16 @@ class Store(Objects):
         manifest.write_whole(Path(directory) / manifest.NAME, text)
         return found
 
-    def download_files(self, key, directory, max_files=None, progress=None):
+    def download_files(self, key, directory, max_files=None, progress=None, choose=None):
         """Bring the first `max_files` (None: all) objects below `key`, by name, that no manifest of ours describes; returns one.
 
-        They are compared with the size and checksum that the store reports, and written down in a manifest.json of `directory`.
+        choose: names -> those wanted, before they are counted. They are compared with the size and checksum that the store reports, and
+        written down in a manifest.json of `directory`.
         """
         path, what = self._path(key), f"{self.uri(key)} could not be listed"
         names = [p[len(path) + 1 :] for p in sorted(self._persist(what, lambda: self._fs.find(path))) if p.startswith(f"{path}/")]
-        names = [name for name in names if not name.endswith("/") and name != manifest.NAME][:max_files]
+        names = [name for name in names if not name.endswith("/") and name != manifest.NAME]
+        names = (choose(names) if choose and names else names)[:max_files]
         if not names:
             raise Refusal(f"there is nothing below {self.uri(key)}; correct the address")
         for name in names:

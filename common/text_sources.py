@@ -85,7 +85,7 @@ def refusal(name, error):
         error = cause  # fsspec's HTTP takes every failure for a file that is not there
     name, kind, words = buckets.masked(name), type(error).__name__, str(error)
     remote = "://" in name and not name.startswith("file://")
-    status = getattr(error, "code", getattr(error, "status", None))
+    status = getattr(error, "status", None) or getattr(error, "code", None)
     if isinstance(error, FileNotFoundError):
         why = "is not there; correct SOURCES"
     elif isinstance(error, (EOFError, zlib.error, lzma.LZMAError)) or kind == "BadGzipFile" or "Invalid data stream" in words:
@@ -186,3 +186,8 @@ def _connected(address):
         return url_to_fs(address)
     except Exception as error:
         raise refusal(address, error) from None
+
+
+def is_same(source):
+    """False where a file on this machine's disks is not as it was found."""
+    return "://" in source.name or _stat(Path(source.name)) == source
