@@ -105,7 +105,7 @@ def read(path):
         raise Refusal(f"{path} cannot be read ({error}); it was changed or cut short after it was written") from None
     shaped = ids.ndim == 2 and ids.dtype.kind == "u" and learned.dtype == bool and documents.dtype.kind == "i"
     if not shaped or learned.shape != (len(ids), ids.shape[1] - 1) or documents.shape != (len(ids),):
-        raise Refusal(f"{path} holds other arrays than a run writes (ids {ids.dtype} {ids.shape}, learned {learned.dtype} {learned.shape}); "
+        raise Refusal(f"{path} holds other arrays than a run writes (ids {ids.dtype} {ids.shape}, learned {learned.shape}); "
                       "it was changed after it was written")  # fmt: skip
     judged = learned.any(axis=1)
     if not judged.any():

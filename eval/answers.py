@@ -75,7 +75,8 @@ def end_ids(tokenizer, model, rows):
     return ends | {row.ids[-1] for row in rows} | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set())
 
 
-def _padded(sequences, pad, device):
+def padded(sequences, pad, device):
+    """(ids, mask), both [sequences, longest], filled up on the left."""
     import torch
 
     width = max(map(len, sequences))
@@ -84,7 +85,7 @@ def _padded(sequences, pad, device):
     return ids, mask
 
 
-def _halving(batch_size, sequences, work):
+def halving(batch_size, sequences, work, fix="lower --max-new-tokens"):
     """`work(indices)` for batches of similar length, longest first; a batch that ends the GPU's memory is tried again in halves."""
     import torch
 
@@ -96,7 +97,7 @@ def _halving(batch_size, sequences, work):
             torch.cuda.empty_cache()
             if batch_size == 1:
                 longest = len(sequences[waiting[0]])
-                raise Refusal(f"one row of {longest} tokens does not fit the GPU's memory; lower --max-new-tokens") from error
+                raise Refusal(f"one row of {longest} tokens does not fit the GPU's memory; {fix}") from error
             batch_size //= 2
             continue
         del waiting[:batch_size]
@@ -116,7 +117,7 @@ def losses(model, rows, batch_size, pad):
     @torch.inference_mode()
     def work(indices):
         batch = [rows[index] for index in indices]
-        ids, mask = _padded([row.ids for row in batch], pad, device)
+        ids, mask = padded([row.ids for row in batch], pad, device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         kept = max(row.answer_tokens for row in batch) + 1  # logits of the answer and of the token before it; it stands at the right
         logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=kept, use_cache=False).logits[:, -kept:]
@@ -126,7 +127,7 @@ def losses(model, rows, batch_size, pad):
             results[index] = (torch.nn.functional.cross_entropy(scores, wanted, reduction="sum").item(), row.answer_tokens)
 
     room = max(1, LOGITS_AT_ONCE // (vocabulary * (answer + 1)))
-    _halving(min(batch_size, room), [row.ids for row in rows], work)
+    halving(min(batch_size, room), [row.ids for row in rows], work)
     return results
 
 
@@ -161,7 +162,7 @@ def generate(model, tokenizer, rows, ends, pad, max_new_tokens, batch_size, samp
 
         @torch.inference_mode()
         def work(indices, going=going, prompts=prompts, stage=stage):
-            ids, mask = _padded([prompts[index] for index in indices], pad, device)
+            ids, mask = padded([prompts[index] for index in indices], pad, device)
             room = min(stage, limit - ids.shape[1])  # not past the positions that the model knows
             model.generation_config = GenerationConfig(**config, max_new_tokens=room)
             found = model.generate(input_ids=ids, attention_mask=mask)[:, ids.shape[1] :].tolist()
@@ -169,7 +170,7 @@ def generate(model, tokenizer, rows, ends, pad, max_new_tokens, batch_size, samp
                 end = next((n + 1 for n, token in enumerate(tokens) if token in ends), len(tokens))
                 said[going[index]] += tokens[:end]
 
-        _halving(batch_size, prompts, work)
+        halving(batch_size, prompts, work)
         total += stage
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -2,8 +2,8 @@
 
 from table import best
 
+from common import measures
 from common.run_directory import step_of
-from common.run_facts import METRICS
 
 TUNED, BASE, BEST = "#1f5f8b", "#8a8a8a", "#c8553d"
 
@@ -26,8 +26,10 @@ def draw(results, name, path, last_step=None):
     chosen = best(results)
     style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6"}
     with pyplot.rc_context(style):
-        figure, axes = pyplot.subplots(2, 4, figsize=(15, 7), layout="constrained")
-        for panel, (key, metric) in zip(axes.flat, METRICS.items(), strict=False):
+        shown = measures.of(results[0])
+        rows, columns = (2, 4) if len(shown) > 3 else (1, 4)
+        figure, axes = pyplot.subplots(rows, columns, figsize=(15, 3.5 * rows + 0.3 * (rows == 1)), layout="constrained")
+        for panel, (key, metric) in zip(axes.flat, shown.items(), strict=False):
             _panel(panel, key, points, base, chosen, metric.digits)
             better = ", lower is better" if metric.better == "lower" else ""
             panel.set_title(metric.name + better, loc="left", fontsize=11)
@@ -78,11 +80,15 @@ def _legend(panel, results, chosen):
     panel.axis("off")
     handles = [
         Line2D([], [], color=TUNED, marker="o", ms=4, lw=1.8, label="checkpoints, with 95 % intervals"),
-        Line2D([], [], color=BASE, ls="--", label="base model (step 0), with its interval"),
     ]
+    if not measures.is_pretraining(results[0]):
+        handles.append(Line2D([], [], color=BASE, ls="--", label="base model (step 0), with its interval"))
     if chosen:
-        label = f"best: {chosen}\n(lowest validation loss)"
+        label = f"best: {chosen}\n(lowest {'held-out' if measures.is_pretraining(results[0]) else 'validation'} loss)"
         handles.append(Line2D([], [], ls="", marker="o", ms=9, mfc="none", mec=BEST, mew=2, label=label))
     panel.legend(handles=handles, loc="upper left", frameon=False, fontsize=11, labelspacing=1)
-    counts = f"{results[0]['rows']} test rows of {results[0]['groups']} groups;\nintervals resample the groups"
+    rows, groups, tokens = results[0]["rows"], results[0]["groups"], results[0].get("tokens")
+    counts = f"{rows} test rows of {groups} groups;\nintervals resample the groups"
+    if tokens:
+        counts = f"{tokens:,} held-out tokens in {rows} rows of {groups} groups;\nintervals resample {results[0]['resampled']}"
     panel.text(0.02, 0.28, counts, transform=panel.transAxes, color="#555555")

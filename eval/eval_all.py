@@ -6,6 +6,7 @@
 RUN_DIR is a run directory such as outputs/llama32_qlora; without it the newest under outputs/. The base's weights are loaded once and
 the adapters swapped on them. What is judged already with the same settings and weights is not judged again. A broken checkpoint
 is named at the end and the exit code is 1; the others are judged all the same. With several GPUs each takes its share.
+A pretraining run has no base; its checkpoints are judged by their loss on held-out tokens.
 """
 
 import os
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import flags
+import kinds
 
 from common import hardware, model_card, report
 from common.refusal import Refusal, guard
@@ -44,9 +46,8 @@ def judge_models(run, names, options, failures=None):
 
     failures: a file of {name: sentence} that says of each name why it is not judged; true after every model, should this process die.
     """
-    import judging
-
-    judge, failed = judging.Judge(run, options), {}
+    kind = kinds.of(run)
+    judge, failed = kind.Judge(run, options), {}
     waiting = read_json(failures, {}) if failures else {}
 
     def note(name):
@@ -54,7 +55,7 @@ def judge_models(run, names, options, failures=None):
         if failures:
             write_json(failures, waiting | failed)
 
-    for name, path in judging.saved_models(run):
+    for name, path in kind.saved_models(run):
         if name not in names:
             continue
         start = time.perf_counter()
@@ -71,7 +72,8 @@ def judge_models(run, names, options, failures=None):
         how = f"in {time.perf_counter() - start:.1f} s" if fresh else "judged before"
         how = f"same weights as {result['same_weights_as']}" if fresh and "same_weights_as" in result else how
         rouge = f", ROUGE-L {found['rougeL']['mean']:.3f}" if found.get("rougeL") else ""
-        print(f"{name}: loss {found['loss']['mean']:.3f}{rouge}, {how}", flush=True)
+        bits = f", {found['bits_per_byte']['mean']:.3f} bits per byte" if found.get("bits_per_byte") else ""
+        print(f"{name}: loss {found['loss']['mean']:.3f}{rouge}{bits}, {how}", flush=True)
     for note in judge.notes:
         print(f"note: {note}", flush=True)
     return failed
@@ -116,7 +118,7 @@ def default_workers(run, names):
     import saved_model
 
     try:
-        source = Path(saved_model.base_of(run).source)
+        source = Path(saved_model.base_of(run).source) if kinds.of(run).HAS_BASE else dict(kinds.of(run).saved_models(run))[names[-1]]
     except Refusal:
         return 1
     small = source.is_dir() and sum(path.stat().st_size for path in source.glob("*.safetensors")) < SMALL
@@ -136,14 +138,15 @@ def main():
     run = RunDirectory(Path(options.run_dir)) if options.run_dir else newest()
     if not run.path.is_dir():
         raise Refusal(f"{run.path} is not a directory; name a run directory such as outputs/llama32_qlora")
-    import judging
-
-    known = [name for name, _ in judging.saved_models(run)]
+    kind = kinds.of(run)
+    known = [name for name, _ in kind.saved_models(run)]
+    if not known:
+        raise Refusal(f"{run.path} has no checkpoint and no final model yet; train first")
     names = options.only.split(",") if options.only else known
     strange = [name for name in names if name not in known]
     if strange:
         raise Refusal(f"{run.path} has no {strange[0]}; it has {', '.join(known)}")
-    judging.Rows.of(run, options.rows)  # refuses before anything heavy is imported
+    kind.require_rows(run, options.rows)  # refuses before anything heavy is imported
     before = written(run, names)
     count = min(len(names), options.workers if options.workers != "auto" else default_workers(run, names))
     if count > 1:
@@ -172,7 +175,7 @@ def summarise(run, results, failed, options, fresh):
 
     run.eval.mkdir(parents=True, exist_ok=True)
     name, best = run.path.resolve().name, table.best(results)
-    facts = {"run": name, "best": best, "best_by": "lowest loss on validation.jsonl" if best else None}
+    facts = {"run": name, "best": best, "best_by": table.chosen_by(results) if best else None}
     write_json(run.eval / "summary.json", facts | {"names": [r["name"] for r in results], "failed": failed})
     if results:
         (run.eval / "table.md").write_text(table.markdown(results, failed), encoding="utf-8")

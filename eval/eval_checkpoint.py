@@ -6,12 +6,14 @@
     python eval/eval_checkpoint.py --checkpoint base --run-dir outputs/llama32_qlora
 
 An adapter, a merged or a full model, loaded with plain transformers and PEFT: so this also checks the files that training left.
+Of a pretraining run: loss and bits per byte on held-out tokens, and continuations beside the true text. There is no base.
 The figures go to eval/<name>.json in the run directory; what is there with the same settings is not judged twice.
 """
 
 from pathlib import Path
 
 import flags
+import kinds
 
 from common import hardware
 from common.refusal import Refusal, guard
@@ -21,7 +23,7 @@ from common.run_directory import RunDirectory, newest
 def parse(arguments=None):
     parser = flags.Parser(__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="directory of an adapter or a model, or the word base")
-    parser.add_argument("--run-dir", metavar="DIR", help="the run whose test.jsonl is used (default: the directory above the checkpoint)")
+    parser.add_argument("--run-dir", metavar="DIR", help="the run whose held-out rows are used (default: what is above the checkpoint)")
     parser.add_argument("--output", metavar="FILE", help="where the JSON goes (default: eval/<name>.json in the run directory)")
     parser.add_argument("--no-base", action="store_true", help="do not judge the base model where that is still to do")
     flags.add_generation_flags(parser)
@@ -31,7 +33,6 @@ def parse(arguments=None):
 def main():
     options = parse()
     hardware.prepare_torch()
-    import judging
     import saved_model
     import table
     import tracker
@@ -46,9 +47,10 @@ def main():
         name = path.name if path.resolve().parent == run.path.resolve() else f"{path.resolve().parent.name}-{path.name}"
     if not run.path.is_dir():
         raise Refusal(f"{run.path} is not a directory; --run-dir names a run directory such as outputs/llama32_qlora")
-    judge = judging.Judge(run, options)
+    kind = kinds.of(run)
+    judge = kind.Judge(run, options)
     results = {}
-    if name != "base" and not options.no_base:
+    if name != "base" and kind.HAS_BASE and not options.no_base:
         try:
             results["base"], _ = judge("base", None, run.eval / "base.json")
         except Refusal as reason:

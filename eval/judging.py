@@ -18,6 +18,7 @@ from common.run_directory import read_json, step_of, write_json
 JUDGE = 1  # raise it when a figure's meaning changes: everything is judged again
 MAX_NEW_TOKENS = 512  # of an answer, unless told or the references are short
 BATCH = 64  # rows at a time unless told
+HAS_BASE = True  # a model that training began with, to compare with
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ def saved_models(run):
     """[(name, path), …] of everything a run saved, base first, as they are judged."""
     found = [(path.name, path) for _, path in run.checkpoints()]
     return [("base", None), *found, *((path.name, path) for path in (run.final_model, run.merged_model) if path.is_dir())]
+
+
+def require_rows(run, limit):
+    """`Refusal` where nothing can be judged."""
+    Rows.of(run, limit)
 
 
 def open_saved(run, name, path):
@@ -69,13 +75,25 @@ class Judge:
 
     def __init__(self, run, options):
         self.run, self.options = run, options
-        self.rows = Rows.of(run, options.rows)
+        self.rows = self._read_rows()
         self.device, dtype = device_and_dtype()
         quiet()
         self.dtype = str(dtype).removeprefix("torch.")
         self.models = saved_model.Models(self.device, dtype)
         self.notes = []
         self.judged = {}  # (settings_key, weights) -> result, of this process
+
+    def _read_rows(self):
+        return Rows.of(self.run, self.options.rows)
+
+    def _open(self, name, path):
+        return open_saved(self.run, name, path)
+
+    def _tokenizer(self, saved, base):
+        return answers.load_tokenizer(self._tokenizer_places(saved, base))
+
+    def _counts(self):
+        return {"rows": len(self.rows.test), "groups": len({row.group for row in self.rows.test})}
 
     def settings(self, saved, tokenizer, tokenizer_digest, answering):
         """All that changes the figures, besides the weights themselves."""
@@ -102,8 +120,8 @@ class Judge:
         A model with the weights of one judged before takes its figures. Without `answering` there are losses only, which an `output`
         with answers serves as well. Returns (result, whether it was judged now).
         """
-        saved, base = open_saved(self.run, name, path)
-        tokenizer, digest = answers.load_tokenizer(self._tokenizer_places(saved, base))
+        saved, base = self._open(name, path)
+        tokenizer, digest = self._tokenizer(saved, base)
         weights = saved.digest() + (f" on {base.digest()}" if saved.kind == "adapter" else "")
         known = {} if self.options.force else _known(output)
         for settings in (self.settings(saved, tokenizer, digest, True), self.settings(saved, tokenizer, digest, answering)):
@@ -124,11 +142,7 @@ class Judge:
             write_json(output, result)
             return result, True
         model = self.models.use(saved, base, settings["4bit"])
-        result = identity | {
-            "rows": len(self.rows.test),
-            "groups": len({row.group for row in self.rows.test}),
-            **self._figures(model, tokenizer, answering),
-        }
+        result = identity | self._counts() | self._figures(model, tokenizer, answering)
         if result["metrics"]["loss"]["mean"] != result["metrics"]["loss"]["mean"]:
             raise Refusal(f"the loss of {name} is NaN though its weights are finite: it overflows in {self.dtype}; take an earlier one")
         write_json(output, result)
@@ -153,9 +167,9 @@ class Judge:
         loss_seconds = time.perf_counter() - start
         loss = _loss(losses[: len(test)], test)
         figures = {
-            "loss": _interval(loss),
-            "perplexity": _interval(scores.perplexity_interval(loss)),
-            "validation_loss": _interval(_loss(losses[len(test) :], validation)) if validation else None,
+            "loss": interval(loss),
+            "perplexity": interval(scores.perplexity_interval(loss)),
+            "validation_loss": interval(_loss(losses[len(test) :], validation)) if validation else None,
         }
         if not answering:
             return {"metrics": figures, "speed": None, "examples": []}
@@ -224,8 +238,8 @@ def _loss(found, rows):
 def _mean(values, rows):
     """The mean over the rows that have a value; None where none has."""
     pairs = [(value, row.group) for value, row in zip(values, rows, strict=True) if value is not None]
-    return _interval(scores.bootstrap_interval(*zip(*pairs, strict=True))) if pairs else None
+    return interval(scores.bootstrap_interval(*zip(*pairs, strict=True))) if pairs else None
 
 
-def _interval(found):
+def interval(found):
     return dict(zip(("mean", "low", "high"), found, strict=True))

@@ -1,20 +1,33 @@
 """The judged models as a table, for the terminal and as Markdown, and which of them is best."""
 
+from common import measures
 from common.run_directory import step_of
-from common.run_facts import METRICS, ROUGH_BELOW
+from common.run_facts import ROUGH_BELOW
 
 LEGEND = (
     "mean [95 % bootstrap interval, resampling groups of rows that share their source]. Validation loss is on validation.jsonl,\n"
     "the rest on test.jsonl. Losses are nats per answer token; numbers is the share of the reference's numbers that the answer has;\n"
     "tok/s is of whole batches"
 )
+OF_TOKENS = (
+    "mean [95 % bootstrap interval, resampling {resampled}]. Loss is nats per held-out token;\n"
+    "bits per byte are those of the tokens over the UTF-8 bytes they stand for, so that tokenizers compare; tok/s is of judging"
+)
 
 
 def best(results):
-    """Name of the trained model with the lowest validation loss, the earliest of equals; None without a validation loss."""
-    judged = [r for r in results if r["metrics"].get("validation_loss") and is_candidate(r["name"])]
-    found = [(r["metrics"]["validation_loss"]["mean"], r["name"]) for r in judged]
+    """Name of the trained model with the lowest validation loss, the earliest of equals; None without one. Pretrained: held-out loss."""
+    found = [(r["metrics"][measures.deciding(r)], r["name"]) for r in results if r["metrics"].get(measures.deciding(r))]
+    found = [(loss["mean"], name) for loss, name in found if is_candidate(name)]
     return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def chosen_by(results):
+    return "lowest loss on held-out tokens" if _of_tokens(results) else "lowest loss on validation.jsonl"
+
+
+def _of_tokens(results):
+    return any(measures.is_pretraining(r) for r in results)
 
 
 def is_candidate(name):
@@ -25,9 +38,13 @@ def is_candidate(name):
 def verdict(results):
     """One sentence on which to take."""
     name = best(results)
+    if name is None and _of_tokens(results):
+        return "no best: no checkpoint was judged"
     if name is None:
         return "no best: there is no validation.jsonl, or nothing trained was judged"
     found = {r["name"]: r["metrics"] for r in results}
+    if _of_tokens(results):
+        return _verdict_of_tokens(name, next(r for r in results if r["name"] == name))
     loss = found[name]["validation_loss"]["mean"]
     base = (found.get("base") or {}).get("validation_loss")
     if base and base["mean"] <= loss:
@@ -36,15 +53,28 @@ def verdict(results):
     return f"best: {name}, the lowest loss on validation.jsonl ({loss:.3f}{beside})"
 
 
+def _verdict_of_tokens(name, result):
+    loss, bits, guessed = result["metrics"]["loss"]["mean"], result["metrics"].get("bits_per_byte"), result["frequency_loss"]
+    beside = f"guessing tokens by their frequency has {guessed:.3f}"
+    if loss >= guessed:
+        return f"best: {name}, held-out loss {loss:.3f}; but {beside}, so it has not learned to read what stands before a token"
+    in_bits = f", {bits['mean']:.3f} bits per byte" if bits else ""
+    return f"best: {name}, the lowest loss on held-out tokens ({loss:.3f}{in_bits}; {beside})"
+
+
 def _cells(results):
-    yield ["model", *(metric.name for metric in METRICS.values()), "tok/s", "s/answer"]
+    shown = measures.of(results[0]) if results else measures.METRICS
+    speeds = ["tok/s"] if _of_tokens(results) else ["tok/s", "s/answer"]
+    yield ["model", *(metric.name for metric in shown.values()), *speeds]
     for r in results:
-        figures = (_figure(r["metrics"].get(key), metric.digits) for key, metric in METRICS.items())
-        yield [r["name"], *figures, *_speed(r["speed"])]
+        figures = (_figure(r["metrics"].get(key), metric.digits) for key, metric in shown.items())
+        yield [r["name"], *figures, *_speed(r["speed"])[: len(speeds)]]
 
 
 def _speed(found):
-    return [f"{found['tokens_per_second']:.0f}", f"{found['seconds_per_answer']:.3f}"] if found else ["-", "-"]
+    if not found:
+        return ["-", "-"]
+    return [f"{found['tokens_per_second']:.0f}", f"{found['seconds_per_answer']:.3f}" if "seconds_per_answer" in found else "-"]
 
 
 def _figure(found, digits):
@@ -56,14 +86,19 @@ def text(results):
     rows = list(_cells(results))
     half = 4
     blocks = [rows] if _width(rows) <= 110 else [[row[:half] for row in rows], [[row[0], *row[half:]] for row in rows]]
-    return "\n\n".join(_aligned(block) for block in blocks) + f"\n{_counts(results)}{LEGEND}"
+    return "\n\n".join(_aligned(block) for block in blocks) + f"\n{_counts(results)}{_legend(results)}"
+
+
+def _legend(results):
+    return OF_TOKENS.format(resampled=results[0]["resampled"]) if _of_tokens(results) else LEGEND
 
 
 def _counts(results):
     if not results:
         return ""
     rows, groups = results[0]["rows"], results[0]["groups"]
-    return f"{rows} test rows of {groups} groups" + ("; intervals from so few groups are rough. " if groups < ROUGH_BELOW else ". ")
+    found = f"{results[0]['tokens']:,} held-out tokens in {rows} rows" if _of_tokens(results) else f"{rows} test rows"
+    return f"{found} of {groups} groups" + ("; intervals from so few groups are rough. " if groups < ROUGH_BELOW else ". ")
 
 
 def _widths(rows):
@@ -84,12 +119,14 @@ def markdown(results, failed):
     """The table, the verdict and what could not be judged, for table.md."""
     head, *rows = _cells(results)
     lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
-    lines += ["", f"{_counts(results)}{LEGEND}.", "", verdict(results) + "."]
+    lines += ["", f"{_counts(results)}{_legend(results)}.", "", verdict(results) + "."]
     return "\n".join(lines + [f"\n{name} was not judged: {reason}." for name, reason in failed.items()]) + "\n"
 
 
 def side_by_side(result, base=None, count=3):
-    """A few examples: question, reference, the base's answer, the model's."""
+    """A few examples: question, reference, the base's answer, the model's; or a beginning, how the text goes on, and the model's own."""
+    if measures.is_pretraining(result):
+        return _continuations(result["examples"][:count])
     bases = {example["id"]: example["answer"] for example in base["examples"]} if base and base is not result else {}
     lines = []
     for example in result["examples"][:count]:
@@ -97,6 +134,14 @@ def side_by_side(result, base=None, count=3):
         if example["id"] in bases:
             lines.append(f"base       {_line(bases[example['id']])}")
         lines.append(f"answer     {_line(example['answer'])}   (ROUGE-L {example['rougeL']:.2f})")
+    return "\n".join(lines) + "\n"
+
+
+def _continuations(examples):
+    lines = []
+    for e in examples:
+        shown = {"beginning": e["beginning"], "true text": e["reference"], "model": e["continuation"]}
+        lines += ["", *(f"{name:10} {_line(words)}" for name, words in shown.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,6 @@
 """The figures and examples in Weights & Biases, in the run that training logged to."""
 
-from common import tracking
+from common import measures, tracking
 from common.run_directory import read_json
 
 
@@ -38,6 +38,10 @@ def wanted(constant, report_to):
 
 
 def _examples(wandb, results, base):
+    if any(measures.is_pretraining(r) for r in results):
+        columns = ["model", "id", "beginning", "true text", "continuation"]
+        keys = ("id", "beginning", "reference", "continuation")
+        return wandb.Table(columns=columns, data=[[r["name"], *(e[key] for key in keys)] for r in results for e in r["examples"]])
     bases = {example["id"]: example["answer"] for example in base["examples"]} if base else {}
     columns = ["model", "id", "question", "reference", "base answer", "answer", "rougeL", "numbers"]
     rows = [
