@@ -21,11 +21,15 @@ def python_library():
     With its tests where they are installed (some distributions leave them out), without site-packages and dist-packages, without what is no
     UTF-8. The tokenizer beside them has learnt from the same files. Another Python has other files, and a directory of its own.
     """
-    files = library_files()
-    facts = hashlib.sha256(repr([(path.name, path.stat().st_size) for path in files]).encode()).hexdigest()[:8]
-    path = cache.root() / "corpora" / f"python-{sysconfig.get_python_version()}-{facts}-{LAYOUT}"
-    cache.build_once(path, lambda directory: _build(directory, files))
-    return path
+    target = path()
+    cache.build_once(target, lambda directory: _build(directory, library_files()))
+    return target
+
+
+def path():
+    """Where `python_library` is, built or not."""
+    facts = hashlib.sha256(repr([(path.name, path.stat().st_size) for path in library_files()]).encode()).hexdigest()[:8]
+    return cache.root() / "corpora" / f"python-{sysconfig.get_python_version()}-{facts}-{LAYOUT}"
 
 
 def library_files():

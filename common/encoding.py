@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,24 @@ class Encoder:
             return encode
         warn(f"gigatoken {why}; Hugging Face's tokenizers encode instead, tens of times slower, with the same result")
         return None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a tokenizer: digest; vocab_size, the largest id and one; end_of_text, an id."""
+
+    digest: str
+    vocab_size: int
+    end_of_text: int
+
+
+def facts(tokenizer_dir):
+    """The `Facts` of a tokenizer that is not to encode; `Refusal` without one."""
+    from tokenizers import Tokenizer
+
+    content = _content(tokenizer_dir)
+    ids = Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
+    return Facts(_digest(content), max(ids.values()) + 1, ids[_end_of_text(tokenizer_dir, ids)])
 
 
 def digest(tokenizer_dir):

@@ -173,11 +173,11 @@ def size(gb):
     return f"{gb:.1f} GB" if gb >= 1 else f"{1000 * gb:.1f} MB"
 
 
-def require_disk(path, needed_gb, what):
-    """Refuse to start writing `what` where the disk of `path` has less than `needed_gb` free."""
+def require_disk(path, needed_gb, what, setting="OUTPUT_DIR"):
+    """Refuse to start writing `what` where the disk of `path` has less than `needed_gb` free. setting: the constant that moves it."""
     free = free_disk_gb(path)
     if free < needed_gb:
         raise Refusal(
             f"{what} needs {size(needed_gb)} and the disk of {path} has {size(free)} free; free {size(needed_gb - free)} there, "
-            "or set OUTPUT_DIR to a directory on a larger disk"
+            f"or set {setting} to a directory on a larger disk"
         )

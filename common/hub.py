@@ -49,6 +49,13 @@ def tokenizer_directory(name, revision=None):
     return snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES), local_files_only=True)
 
 
+def find_tokenizer(name, constant="TOKENIZER"):
+    """The directory of a tokenizer: `name` itself, or of a hub model the snapshot with its small files, fetched when they are not here."""
+    if Path(name).is_dir():
+        return str(name)
+    return tokenizer_directory(find(name, constant=constant))
+
+
 def prefetch(name, revision=None, ungated=None):
     """Download all of a hub model into the cache, for machines without network; returns its path."""
     if name.startswith("tiny-") or Path(name).is_dir():

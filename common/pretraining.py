@@ -77,7 +77,7 @@ class Pretraining(Trainer):
 
 
 class Files(TrainerCallback):
-    """Counts tokens and files; asks for a checkpoint whenever `every` more files are done (None never does)."""
+    """Counts tokens and files; asks for a checkpoint at the end, and whenever `every` more files are done (None never does)."""
 
     def __init__(self, rows, rows_per_step, seed, every=None):
         self.rows, self.rows_per_step, self.seed, self.every = rows, rows_per_step, seed, every
@@ -86,7 +86,7 @@ class Files(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         before, self.now = self.done(state.global_step - 1), self.done(state.global_step)
         state.num_input_tokens_seen = self.tokens(state.global_step)
-        if self.every and self.now // self.every > before // self.every:
+        if state.global_step >= state.max_steps or (self.every and self.now // self.every > before // self.every):
             control.should_save = True
 
     def done(self, step):

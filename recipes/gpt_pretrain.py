@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common import batches, constants, dimensions, forecast, hardware, launch, log, memory, resume, token_data, versions, zero
+from common import batches, constants, dimensions, forecast, hardware, hub, launch, log, memory, resume, token_data, versions, zero
 from common.constants import Share
 from common.job import Job
 
@@ -33,7 +33,7 @@ TORCH_COMPILE: bool | None = None  # None: on a GPU, where fused kernels pay wit
 
 # Data
 TRAIN_FILES: list[str] = ["data/tokens"]  # of prepare/pretrain_tokens.py, nanoGPT, llm.c, datatrove or .npz: files, directories, globs
-TOKENIZER: str | None = None  # a directory or hub name; None: tokenizer/ beside the shards
+TOKENIZER: str | None = None  # a directory or hub name, openai-community/gpt2; None: tokenizer/ beside the shards
 MAX_FILES: PositiveInt | None = None  # so many training files, for a test run; None takes all
 VALIDATION_FILES: NonNegativeInt = 1  # held out, drawn by SEED; files with "val" in their names are held out in their place
 EVAL_TOKENS: PositiveInt = 10_000_000  # of the held-out files, judged every EVAL_STEPS
@@ -97,7 +97,7 @@ def main(**overrides):
     settings = constants.resolve(globals(), overrides)  # from here on the capitals hold the resolved values
     versions.check()
     ranks, bf16 = launch.ranks(settings), PRECISION == "bf16"
-    accumulation = batches.accumulation(TRAIN_BATCH_SIZE, PER_DEVICE_TRAIN_BATCH_SIZE, GRADIENT_ACCUMULATION_STEPS, ranks)
+    accumulation = batches.accumulation(TRAIN_BATCH_SIZE, PER_DEVICE_TRAIN_BATCH_SIZE, ranks, GRADIENT_ACCUMULATION_STEPS)
     settings.values["GRADIENT_ACCUMULATION_STEPS"] = accumulation  # as it is from here on
     model_name = f"{MODEL_NAME}, changed" if NUM_HIDDEN_LAYERS or HIDDEN_SIZE or NUM_ATTENTION_HEADS else MODEL_NAME
 
@@ -119,7 +119,7 @@ def main(**overrides):
               "eval_tokens": EVAL_TOKENS, "seed": SEED}  # fmt: skip
     sizes()  # heads that do not divide the width are said now
     if settings.plan:  # from what is on this machine; builds nothing
-        found = token_data.Plan(TRAIN_FILES, **wanted)
+        found = token_data.Forecast(TRAIN_FILES, **wanted)
         meant_for = "cpu" if settings.tiny else "8xH100"
         return forecast.show_work(job(found.vocab_size), model_name, settings, meant_for, found.workload, needs_bf16=bf16)
 
@@ -127,6 +127,7 @@ def main(**overrides):
     resume.check(run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)  # a wrong name, path or key is said now
     resume.require_fixed(resume.peek(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI), settings.values)
     log.say_once(settings.show())
+    wanted["tokenizer"] = TOKENIZER and hub.find_tokenizer(TOKENIZER)
     data = token_data.read(TRAIN_FILES, **wanted)  # every file is read once, and remembered; in the ranks that takes a second
     data.require_a_step(TRAIN_BATCH_SIZE)
     log.say_once(data.describe())
@@ -165,6 +166,7 @@ def main(**overrides):
         adam_beta1=ADAM_BETA1,
         adam_beta2=ADAM_BETA2,
         max_grad_norm=MAX_GRAD_NORM,
+        use_cpu=not on_gpu,  # bf16 there too
         bf16=bf16,
         fp16=not bf16,
         eval_strategy="steps" if data.validation else "no",
