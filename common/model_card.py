@@ -1,14 +1,13 @@
 """The model card (README.md) that is saved beside a model: what it is, what it was trained on, how good it is, how to load it."""
 
-import json
 import os
 import re
 from pathlib import Path
 
-from common import run_facts
+from common import measures, pretrained_card, run_facts
+from common.card_parts import code, inline, plain, tiny, training, unfinished, yaml
 from common.chat_text import DATE
 from common.run_facts import METRICS, as_dict, as_list, interval, is_number, with_interval
-from common.safe_text import setting, shorten, visible, without_machine_paths, without_secrets
 
 # The constants somebody needs to judge or repeat a run, those of every recipe; what a run has not is left out.
 CONSTANTS = (
@@ -24,7 +23,9 @@ def write(directory, run):
     directory = Path(directory)
     path = directory / "README.md"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(card(run_facts.read(run), directory), encoding="utf-8")
+    facts = run_facts.read(run)
+    write_card = pretrained_card.card if measures.is_pretraining(facts.run) else card
+    temporary.write_text(write_card(facts, directory), encoding="utf-8")
     os.replace(temporary, path)
     return path
 
@@ -41,27 +42,12 @@ def card(facts, directory):
         f"# {inline(facts.name)}",
         f"{kind} trained from {code(base)} with the recipe {code(facts.run.get('recipe') or facts.name)}.{unfinished(facts)}{tiny(facts)}",
         f"## Data\n\n{data(facts)}",
-        f"## Training\n\n{training(facts)}",
+        f"## Training\n\n{training(facts, CONSTANTS)}",
         f"## Figures\n\n{figures(facts, directory.resolve().name)}",
         f"## Loading it\n\n{loading(facts, base, adapter, four_bit)}",
         f"## Limits\n\n{limits(facts, directory.resolve().name)}",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def plain(text, limit=300):
-    """Text from elsewhere as one line without secrets and without paths of the machine."""
-    return " ".join(without_machine_paths(without_secrets(visible(shorten(text, limit)))).split())
-
-
-def inline(text, limit=300):
-    """The same as Markdown prose: nothing in it is markup."""
-    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", plain(text, limit))
-
-
-def code(text, limit=300):
-    """The same as a piece of inline code."""
-    return f"`{plain(text, limit).replace('`', chr(39))}`"
 
 
 def is_hub_name(name):
@@ -76,26 +62,11 @@ def data_files(facts):
 def front_matter(facts, base, adapter):
     """The YAML block; every value is written as a JSON string, which YAML reads as it stands."""
     tags = [plain(facts.run.get("recipe") or facts.name), "unsloth", *(["lora"] if adapter else [])]
-    lines = ["---", f"base_model: {_yaml(base)}", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
-    lines += ["tags:", *(f"- {_yaml(tag)}" for tag in dict.fromkeys(tags))]
+    lines = ["---", f"base_model: {yaml(base)}", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
+    lines += ["tags:", *(f"- {yaml(tag)}" for tag in dict.fromkeys(tags))]
     files = data_files(facts)
-    lines += ["datasets:", *(f"- {_yaml(name)}" for name in files)] if files else []
+    lines += ["datasets:", *(f"- {yaml(name)}" for name in files)] if files else []
     return "\n".join([*lines, "---"])
-
-
-def _yaml(text):
-    return json.dumps(text, ensure_ascii=False)
-
-
-def unfinished(facts):
-    status = facts.run.get("status")
-    return f" The run's status is “{inline(status, 40)}”: this is not the end of its training." if status in ("failed", "stopped") else ""
-
-
-def tiny(facts):
-    if facts.run.get("tiny") is not True:
-        return ""
-    return " It comes from a `--tiny` run, which shows that the recipe works and learns; the model itself is of no use."
 
 
 def data(facts):
@@ -113,24 +84,6 @@ def data(facts):
     sentences.append("Only the assistant's turns and their end-of-turn tokens are labels.")
     lines.append("\n" * bool(lines) + " ".join(sentences))
     return "\n".join(lines)
-
-
-def training(facts):
-    lines = []
-    hardware, seconds, last = facts.run.get("hardware"), facts.run.get("seconds"), facts.history.last_step
-    words = [f"{last:,} optimiser steps"] if last else []
-    words += [f"{seconds / 3600:.1f} hours" if seconds >= 6000 else f"{seconds / 60:.1f} minutes"] if is_number(seconds) else []
-    words += [f"on {inline(hardware, 100)}"] if hardware else []
-    if words:
-        lines.append(", ".join(words) + ".\n")
-    lines += [f"- {name} = {code(setting(name, facts.constants[name]))}" for name in CONSTANTS if name in facts.constants]
-    command = facts.run.get("command")
-    if command:
-        lines.append(f"\nThe command:\n\n    {plain(command, 1000)}")
-    versions = [f"{inline(k, 60)} {inline(v, 60)}" for k, v in as_dict(facts.run.get("versions")).items()]
-    if versions:
-        lines.append(f"\nVersions: {', '.join(versions)}.")
-    return "\n".join(lines) or "Nothing about the training was recorded."
 
 
 def figures(facts, name):
@@ -171,13 +124,13 @@ def merged_sentence(facts, own, adapter):
 def loading(facts, base, adapter, four_bit):
     """Code that loads the model with transformers and peft and asks it something, with the date that training wrote into prompts."""
     hub, revision = is_hub_name(base), facts.run.get("model_revision") or facts.constants.get("MODEL_REVISION")
-    pinned = f", revision={_yaml(inline_revision(revision))}" if hub and revision else ""
+    pinned = f", revision={yaml(inline_revision(revision))}" if hub and revision else ""
     quantised = adapter and four_bit
     lines = ["import torch"] + ["from peft import PeftModel"] * adapter
     lines += [f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if quantised else ''}", ""]
     lines += ['MODEL = "."  # this directory']
     if adapter:
-        lines.append(f"BASE = {_yaml(base)}" + ("" if hub else "  # the directory of the base model"))
+        lines.append(f"BASE = {yaml(base)}" + ("" if hub else "  # the directory of the base model"))
     if quantised:
         lines += ["nf4 = BitsAndBytesConfig(", '    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,']
         lines += ["    bnb_4bit_compute_dtype=torch.bfloat16,", ")  # as in training"]
@@ -209,5 +162,3 @@ def limits(facts, name):
     lines.append("- It answers in the manner of its training data and may be wrong with confidence; check what matters.")
     lines.append("- The licence of the base model holds for this model too.")
     return "\n".join(lines)
-
-

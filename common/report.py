@@ -11,18 +11,18 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-from common import run_facts, side_by_side
+from common import measures, pretrained_view, run_facts, side_by_side
 from common.charts import Level, Line, chart
 from common.refusal import Refusal, guard
 from common.run_directory import RunDirectory, newest, step_of
-from common.run_facts import METRICS, as_dict, as_list, figure, interval, is_number
-from common.safe_text import setting, shorten, visible, without_secrets, without_tokens
+from common.run_facts import as_dict, as_list, figure, interval, is_number
+from common.safe_text import setting, shorten, visible, without_machine_paths, without_secrets, without_tokens
 
 MOST_OF_A_SPAN = 3_000  # characters shown of a stretch of the masked example
 MOST_SPANS = 60
 MOST_OF_A_NOTE = 1_200
 STATUSES = {"finished": "finished", "failed": "failed", "stopped": "stopped before its end", "running": "running when this was written"}
-PLOTTED = ("loss", "rougeL", "rouge1", "rouge2", "numbers", "validation_loss")
+PLOTTED = ("loss", "rougeL", "rouge1", "rouge2", "numbers", "validation_loss", "bits_per_byte")
 
 
 def write(run):
@@ -44,27 +44,37 @@ def view(facts):
     run, history = facts.run, facts.history
     best = facts.summary.get("best") or run.get("best_checkpoint")
     best = best if isinstance(best, str) else None
+    pretraining = measures.is_pretraining(run)
+    continuations, samples = pretrained_view.texts(facts) if pretraining else ([], [])
     return {
         "name": facts.name,
         "head": head(facts),
         "status": STATUSES.get(str(run.get("status")), "unknown"),
         "unfinished": run.get("status") != "finished",
         "tiny": run.get("tiny") is True,
-        "training_sentences": training_sentences(facts),
-        "verdict": run_facts.verdict(facts),
+        "pretraining": pretraining,
+        "training_sentences": training_sentences(facts) + (pretrained_view.progress(facts) if pretraining else []),
+        "verdict": (pretrained_view if pretraining else run_facts).verdict(facts),
         "tuned": facts.tuned["name"] if facts.tuned else None,
-        "shortcomings": run_facts.shortcomings(facts),
+        "shortcomings": [] if pretraining else run_facts.shortcomings(facts),
         "curves": curves(facts, best),
         "table": table(facts, best),
         "plots": plots(facts, best),
-        "examples": side_by_side.examples(facts),
-        "data": data_view(facts.data, run),
-        "constants": [(k, shorten(setting(k, v), MOST_OF_A_NOTE)) for k, v in facts.constants.items()],
+        "examples": None if pretraining else side_by_side.examples(facts),
+        "continuations": continuations,
+        "samples": samples,
+        "data": pretrained_view.data_view(facts.data) if pretraining else data_view(facts.data, run),
+        "constants": [(k, without_machine_paths(shorten(setting(k, v), MOST_OF_A_NOTE))) for k, v in facts.constants.items()],
         "versions": [(k, v) for k, v in as_dict(run.get("versions")).items()],
-        "notes": [without_secrets(shorten(note, MOST_OF_A_NOTE)) for note in as_list(run.get("notes"))],
-        "warnings": [without_secrets(shorten(w, MOST_OF_A_NOTE)) for w in as_list(run.get("warnings"))] + damage(facts, history),
-        "command": without_secrets(shorten(run.get("command") or "", MOST_OF_A_NOTE)),
+        "notes": [told(note) for note in as_list(run.get("notes"))],
+        "warnings": [told(w) for w in [*as_list(run.get("warnings")), *damage(facts, history)]],
+        "command": told(run.get("command") or ""),
     }
+
+
+def told(text):
+    """What a report says of a run: nothing endless, no secret, no path of the machine, for it is sent around."""
+    return without_machine_paths(without_secrets(shorten(text, MOST_OF_A_NOTE)))
 
 
 def head(facts):
@@ -75,7 +85,8 @@ def head(facts):
         base = Path(base).name  # a report is sent around; the machine's paths stay on it
     if base and run.get("model_revision"):
         base = f"{base} at {run['model_revision']}"
-    rows = [("Recipe", run.get("recipe")), ("Base model", base), ("Status", STATUSES.get(str(run.get("status")), "unknown"))]
+    name = ("Model", f"{base}, trained from scratch") if measures.is_pretraining(run) else ("Base model", base)
+    rows = [("Recipe", run.get("recipe")), name if base else (name[0], None), ("Status", STATUSES.get(str(run.get("status")), "unknown"))]
     rows += [("Hardware", run.get("hardware")), ("Duration", duration(run.get("seconds")))]
     rows += [("Started", date(run.get("started"))), ("Finished", date(run.get("finished")))]
     return [(name, shorten(value, 300)) for name, value in rows if value]
@@ -129,7 +140,7 @@ def training_sentences(facts):
 
 def damage(facts, history):
     """What could not be read or is not a number, as warnings."""
-    sentences = [shorten(sentence, MOST_OF_A_NOTE) for sentence in facts.unreadable]
+    sentences = list(facts.unreadable)
     if history.unreadable_lines:
         sentences.append(f"{history.unreadable_lines} line(s) of logs/metrics.jsonl could not be read and are left out.")
     for key, words in (("loss", "training loss"), ("eval_loss", "held-out loss")):
@@ -147,15 +158,21 @@ def curves(facts, best):
     norms = series("grad_norm")
     clipped = [Level("clipped", clip)] if is_number(clip) and clip > 0 and norms and max(y for _, y in norms) > clip / 3 else []
     loss = [Line("training", series("loss"), "train", smooth=True), Line("held out", series("eval_loss"), "held", dots=True)]
-    drawn = [("Loss", both_widths(loss, y_label="nats per label token", mark=mark, widths=(860, 400)))]
+    of = "token" if measures.is_pretraining(facts.run) else "label token"
+    drawn = [("Loss", both_widths(loss, y_label=f"nats per {of}", mark=mark, widths=(860, 400)))]
     for title, key, unit, options in (
+        ("Bits per byte on held-out tokens", "eval_bits_per_byte", "of UTF-8 text", {"kind": "held", "mark": mark}),
         ("Learning rate", "learning_rate", "as scheduled, no unit", {"zero": True}),
         ("Gradient norm", "grad_norm", "before clipping", {"zero": True, "levels": clipped}),
         ("Speed", "tokens_per_second", "tokens per second", {"zero": True}),
+        ("Model FLOPs utilisation", "mfu", "% of the GPUs' peak", {"zero": True, "percent": True}),
+        ("GPU busy", "gpu_utilisation", "% of the time", {"zero": True, "percent": True}),
+        ("Files trained to their end", "files", "files", {"zero": True}),
         ("Memory", "memory_gb", "GB", {"zero": True}),
     ):
-        rough = key in ("grad_norm", "tokens_per_second")
-        drawn.append((title, both_widths([Line("", series(key), "train", smooth=rough)], y_label=unit, widths=(400,), **options)))
+        kind = options.pop("kind", "train")
+        line = Line("", series(key), kind, smooth=key in ("grad_norm", "tokens_per_second", "mfu", "gpu_utilisation"), dots=kind == "held")
+        drawn.append((title, both_widths([line], y_label=unit, widths=(400,), **options)))
     return [(title, charts) for title, charts in drawn if charts[0]]
 
 
@@ -165,30 +182,32 @@ def both_widths(lines, *, widths, **options):
 
 def table(facts, best):
     """The judged models, one row each, with those that could not be judged."""
-    shown = [m for m in METRICS if any(interval(judged, m) for judged in facts.judged.values())]
-    rows = []
+    metrics, pretraining = measures.of(facts.run), measures.is_pretraining(facts.run)
+    shown = [m for m in metrics if any(interval(judged, m) for judged in facts.judged.values())]
+    rows, speeds = [], [("Tokens/s", "tokens_per_second", 0), ("Seconds per answer", "seconds_per_answer", 2)][: 1 if pretraining else 2]
     for name, judged in facts.judged.items():
         speed = as_dict(judged.get("speed"))
         differ = run_facts.differing_settings(facts.tuned, judged) if facts.tuned else ""
-        cells = [cell(judged, metric) for metric in shown]
+        cells = [cell(judged, metric, 3 if pretraining else 2) for metric in shown]
         rows.append({"name": name, "step": judged.get("step"), "best": name == best, "cells": cells, "differ": differ})
-        rows[-1]["speed"] = [figure(speed.get("tokens_per_second"), 0), figure(speed.get("seconds_per_answer"))]
+        rows[-1]["speed"] = [figure(speed.get(key), digits) for _, key, digits in speeds]
     failed = [(name, shorten(why, MOST_OF_A_NOTE)) for name, why in as_dict(facts.summary.get("failed")).items()]
-    names = [(heading(m), METRICS[m].better) for m in shown]
-    return {"metrics": names, "rows": rows, "failed": failed, "best": best, "best_by": facts.summary.get("best_by"), "n": facts.tuned}
+    names = [(heading(m, metrics), metrics[m].better) for m in shown]
+    return {"metrics": names, "rows": rows, "failed": failed, "best": best, "best_by": facts.summary.get("best_by"), "n": facts.tuned,
+            "speeds": [name for name, _, _ in speeds]}  # fmt: skip
 
 
-def heading(metric):
+def heading(metric, metrics):
     """A metric's name as the report shows it; numbers are shown in percent."""
-    return METRICS[metric].name + (", %" if metric == "numbers" else "")
+    return metrics[metric].name + (", %" if metric == "numbers" else "")
 
 
-def cell(judged, metric):
+def cell(judged, metric, digits=2):
     found = interval(judged, metric)
     if not found:
         return {"mean": "–", "interval": ""}
     mean, low, high = found
-    digits = 3 if low is not None and high - low < 0.02 and mean < 1 else 2
+    digits = 3 if low is not None and high - low < 0.02 and mean < 1 else digits
     mean, low, high = (figure(v, digits, metric == "numbers") for v in found)
     return {"mean": mean, "interval": "" if found[1] is None else f"{low}–{high}"}
 
@@ -198,8 +217,9 @@ def plots(facts, best):
     drawn = []
     last = facts.history.last_step or facts.run.get("steps")
     mark = (step_of(best), "best") if best and step_of(best) is not None else None
-    for metric in PLOTTED:
-        checkpoints = Line("tuned", [], "held", dots=True)
+    metrics = measures.of(facts.run)
+    for metric in [m for m in PLOTTED if m in metrics]:
+        checkpoints = Line("saved" if measures.is_pretraining(facts.run) else "tuned", [], "held", dots=True)
         final = Line("final", [], "final", dots=True)
         for name, judged in facts.judged.items():
             found = interval(judged, metric)
@@ -213,9 +233,9 @@ def plots(facts, best):
         base = interval(facts.base, metric)
         levels = [Level("base", *base)] if base else []
         if checkpoints.points or final.points:
-            options = {"percent": metric == "numbers", "zero": metric != "loss"}
-            picture = chart([checkpoints, final], y_label=METRICS[metric].unit, levels=levels, mark=mark, **options)
-            drawn.append((f"{heading(metric)} ({METRICS[metric].better} is better)", [picture]))
+            options = {"percent": metric == "numbers", "zero": metric not in ("loss", "bits_per_byte")}
+            picture = chart([checkpoints, final], y_label=metrics[metric].unit, levels=levels, mark=mark, **options)
+            drawn.append((f"{heading(metric, metrics)} ({metrics[metric].better} is better)", [picture]))
     return drawn
 
 

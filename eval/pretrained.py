@@ -51,7 +51,7 @@ class Judge(judging.Judge):
         return saved, None
 
     def _tokenizer(self, saved, base):
-        """(tokenizer, UTF-8 bytes of each token), digest; (None, None), None where none was saved with the model."""
+        """(tokenizer, UTF-8 bytes of each token or None), digest; (None, None), None where none was saved with the model."""
         from transformers import AutoTokenizer
 
         from common import token_data
@@ -60,14 +60,15 @@ class Judge(judging.Judge):
             return (None, None), None
         try:
             digest = encoding.digest(saved.source)
-            tokenizer, sizes = AutoTokenizer.from_pretrained(saved.source), token_data.bytes_of_tokens(saved.source)
+            tokenizer = AutoTokenizer.from_pretrained(saved.source)
+            sizes = token_data.bytes_of_tokens(saved.source, len(tokenizer))
         except Refusal:
             raise
         except Exception as error:  # the tokenizers library raises nothing more special for a tokenizer.json that is cut short
             raise Refusal(f"the tokenizer of {saved.source} cannot be loaded: {str(error).splitlines()[0]}") from error
         largest = int(self.rows.ids.max())
-        if sizes is not None and largest >= len(sizes):
-            raise Refusal(f"the tokenizer of {saved.source} has {len(sizes):,} tokens, a held-out token is {largest:,}; it is another one")
+        if largest >= len(tokenizer):
+            raise Refusal(f"the tokenizer of {saved.source} has {len(tokenizer):,} tokens, a held-out token is {largest:,}: it is another")
         return (tokenizer, sizes), digest
 
     def _counts(self):
