@@ -6,6 +6,7 @@ tokens and so overlap, padded on the right; each token is taken once.
 
 import hashlib
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -16,25 +17,25 @@ STRIDE = 512
 
 
 def unpacked(paths):
-    """The directory of what is in these files, each as a .bin of uint16 or .ds-like uint32 beside nothing else; written once.
+    """The directory of what is in these files, each as a .bin of uint16, or where that is too narrow a .ds of uint32; written once.
 
     Raises `Refusal` for a file that is no such archive, that holds pickles, and where the disk of the cache has too little room.
     """
-    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    stamps, needed = zip(*map(_measured, paths), strict=True)
     target = cache.root() / "unpacked" / hashlib.sha256(repr(stamps).encode()).hexdigest()[:24]
     if not target.is_dir():
-        needed = sum(_size(path) for path in paths)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        hardware.require_disk(target, needed / 1e9, f"unpacking {len(paths)} .npz", "RECIPES_CACHE")
+        hardware.require_disk(target, sum(needed) / 1e9, f"unpacking {len(paths)} .npz", "RECIPES_CACHE")
         cache.build_once(target, lambda directory: _unpack(paths, directory))
     return target
 
 
-def _size(path):
-    """Bytes of the tokens in an archive when they are unpacked, at most."""
+def _measured(path):
+    """((path, bytes, time) of an archive, bytes of its tokens when they are unpacked, at most)."""
     try:
+        state = path.stat()
         with zipfile.ZipFile(path) as archive:
-            return sum(entry.file_size for entry in archive.infolist() if entry.filename in ("tokens.npy", "input_ids.npy"))
+            size = sum(entry.file_size for entry in archive.infolist() if entry.filename in ("tokens.npy", "input_ids.npy"))
+        return (str(path.resolve()), state.st_size, state.st_mtime_ns), size
     except (OSError, zipfile.BadZipFile) as error:
         raise Refusal(f"{path} cannot be read as .npz ({error}); it was cut short or is something else: copy it again") from None
 
@@ -69,7 +70,7 @@ def read(path):
                 found = joined(windows, lengths)
             else:
                 raise Refusal(f"{path} has {', '.join(archive.files) or 'nothing'}, neither tokens nor input_ids with sequence_lengths")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         pickled = "; it holds Python objects, which are never loaded here" if "pickle" in str(error).lower() else ""
         raise Refusal(f"{path} cannot be read as .npz of numbers ({str(error).splitlines()[0]}){pickled}; save plain arrays") from None
     _require(path, not len(found) or found.min() >= 0, "a token below 0")

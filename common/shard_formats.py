@@ -10,9 +10,10 @@ import numpy as np
 from common.refusal import Refusal
 
 FORMAT = 1  # of our own
-LLM_C_MAGIC, LLM_C_HEADER = 20240520, 256 * 4  # llm.c's data files begin with 256 int32: magic, version, count
 OURS = re.compile(r"shard-\d{5}-\d{3}\.bin")
 WIDTHS = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+LLM_C = {20240520: (1, "uint16"), 20240801: (7, "uint32")}  # magic: version and width; GPT-2's and Llama 3's tokens
+LLM_C_HEADER = 256 * 4  # bytes, int32: magic, version, count, zeros
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def recognise(path):
 
 def _own(path, size):
     facts_path = path.with_suffix(".json")
-    wanted = {"format": int, "dtype": str, "tokens": int, "documents": int, "xxh3_128": str, "largest_token": int}
+    wanted = {"format": int, "dtype": str, "tokens": int, "documents": int, "text_bytes": int, "largest_token": int, "xxh3_128": str,
+              "tokenizer": str, "vocab_size": int, "end_of_text": int}  # fmt: skip
     try:
         facts = json.loads(facts_path.read_text(encoding="utf-8"))
         wrong = [key for key, kind in wanted.items() if not isinstance(facts[key], kind)]
@@ -78,32 +80,36 @@ def _own(path, size):
 
 
 def _bin(path, size):
-    header = np.fromfile(path, dtype="<i4", count=256) if size >= LLM_C_HEADER else np.zeros(256, dtype="<i4")
-    if header[0] == LLM_C_MAGIC:
-        if header[1] != 1 or size != LLM_C_HEADER + 2 * int(header[2]):
-            raise Refusal(f"{path} has llm.c's header, of version {header[1]} with {header[2]:,} tokens, and {size:,} bytes; version 1 and "
-                          f"{LLM_C_HEADER + 2 * int(header[2]):,} bytes belong together: copy it again")  # fmt: skip
-        return Shard(path, "llm.c", WIDTHS["uint16"], int(header[2]), LLM_C_HEADER)
+    magic, version, tokens = np.pad(np.fromfile(path, dtype="<i4", count=3), (0, 3))[:3].tolist()
+    if magic in LLM_C:
+        known, name = LLM_C[magic]
+        wanted = LLM_C_HEADER + WIDTHS[name].itemsize * tokens
+        if version != known or size != wanted:
+            raise Refusal(f"{path} has llm.c's header, of version {version} with {tokens:,} tokens, and {size:,} bytes; to that many "
+                          f"tokens belong version {known} and {wanted:,} bytes: copy it again")  # fmt: skip
+        return Shard(path, "llm.c", WIDTHS[name], tokens, LLM_C_HEADER)
     if size % 2:
         raise Refusal(f"{path} has {size:,} bytes, an odd number, and nanoGPT's .bin holds tokens of 2; it was cut short: copy it again")
     return Shard(path, "nanogpt", WIDTHS["uint16"], size // 2)
 
 
 def _datatrove(path, size):
-    """Its .ds.index has the end of every document, counted in tokens, which tells the width of one; so does its .ds.metadata."""
+    """Its .ds.metadata says how wide a token is and how many there are; its .ds.index has the end of every document, in tokens."""
     index, metadata = path.with_name(f"{path.name}.index"), path.with_name(f"{path.name}.metadata")
-    documents = None
+    documents, tokens, widths = None, 0, list(WIDTHS.values())
     if index.is_file():
         ends = np.fromfile(index, dtype="<u8")
         documents, tokens = len(ends), int(ends[-1]) if len(ends) else 0
-    elif metadata.is_file():
-        lines = metadata.read_text(encoding="utf-8").splitlines()
-        tokens = int(lines[1]) if len(lines) > 1 and lines[1].isdigit() else 0
-    else:
+    if metadata.is_file():  # "tokenizer|width", count, count in words
+        named, *counts = metadata.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+        tokens = int(counts[0]) if counts and counts[0].isdecimal() else tokens
+        widths = [dtype for dtype in widths if named.endswith(f"|{dtype.itemsize}")] or widths
+    elif not index.is_file():
         raise Refusal(f"{path} has neither {index.name} nor {metadata.name} beside it, which tell whether its tokens have 2 or 4 bytes; "
                       "copy one of them there")  # fmt: skip
-    width = next((dtype for dtype in WIDTHS.values() if tokens * dtype.itemsize == size), None)
+    width = next((dtype for dtype in widths if tokens * dtype.itemsize == size), None)
     if width is None:
-        raise Refusal(f"{path} has {size:,} bytes, and what lies beside it says {tokens:,} tokens, which have 2 or 4 each; it was cut "
+        of = " or ".join(str(dtype.itemsize) for dtype in widths)
+        raise Refusal(f"{path} has {size:,} bytes, and what lies beside it says {tokens:,} tokens of {of} bytes; it was cut "
                       "short: copy it again")  # fmt: skip
     return Shard(path, "datatrove", width, tokens, documents=documents)

@@ -57,7 +57,7 @@ def find(places, max_files=None):
 
     max_files: so many of the files. Raises `Refusal` where there are none, or one is not whole.
     """
-    files = [path for place in places for path in _files(place)][:max_files]
+    files = files_of(places)[:max_files]
     with ThreadPoolExecutor(16) as threads:  # a network disk answers many questions at once
         found = list(threads.map(lambda path: [path] if path.suffix == ".npz" else [shard_formats.recognise(path)], files))
     packed = [path for (path,) in found if isinstance(path, Path)]
@@ -65,8 +65,14 @@ def find(places, max_files=None):
 
 
 def files_of(places):
-    """[Path] of every file with tokens in files, directories and globs; `Refusal` where there are none."""
-    return [path for place in places for path in _files(place)]
+    """[Path] of every file with tokens in files, directories and globs, each once; `Refusal` where there are none."""
+    try:
+        found = {}
+        for path in (path for place in places for path in _files(place)):
+            found.setdefault(path.resolve(), path)
+        return list(found.values())
+    except OSError as error:
+        raise Refusal(f"{error.filename} cannot be read ({error.strerror}); correct TRAIN_FILES, or the permissions") from None
 
 
 def _files(place):
@@ -117,11 +123,15 @@ def _examined(shard):
         known = {}
     if known.get("stamp") == stamp:
         return known["facts"]
-    digest, largest, tokens = xxhash.xxh3_128(), 0, shard.array()
-    for start in range(0, len(tokens), BLOCK):
-        block = tokens[start : start + BLOCK]
-        digest.update(block)
-        largest = max(largest, int(block.max()))
+    digest, largest = xxhash.xxh3_128(), 0
+    try:
+        tokens = shard.array()
+        for start in range(0, len(tokens), BLOCK):
+            block = tokens[start : start + BLOCK]
+            digest.update(block)
+            largest = max(largest, int(block.max()))
+    except (OSError, ValueError) as error:  # ValueError: shorter than it was a moment ago
+        raise Refusal(f"{shard.path} cannot be read ({error}); correct TRAIN_FILES, or the file's permissions") from None
     facts = {"xxh3_128": digest.hexdigest(), "largest_token": largest}
     write_json(remembered, {"stamp": stamp, "facts": facts})
     return facts

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from common import corpus, encoding, held_out_tokens, plan, shards
 from common.refusal import Refusal
-from common.run_directory import write_json
+from common.run_directory import read_json, write_json
 from common.token_rows import TokenRows
 
 PYTHON_LIBRARY = "python-library"  # in TRAIN_FILES: the standard library's sources, tokenised here
@@ -74,7 +75,7 @@ def read(files, tokenizer, context, validation_files, max_files, eval_tokens, se
     files = places(files, build=True)
     trained, held = _divided(files, validation_files, max_files, seed)
     every = [*trained, *held]
-    directory = _tokenizer(tokenizer, every)
+    directory = _tokenizer(tokenizer, shards.files_of(files))
     digest, vocab_size, end_of_text = _vocabulary(directory, every)
     examined = shards.examine(every)
     for shard in every:
@@ -92,6 +93,7 @@ def read(files, tokenizer, context, validation_files, max_files, eval_tokens, se
         "files": {shard.path.name: {"tokens": shard.tokens} for shard in trained[:SHOWN]}, "files_in_all": len(trained),
         "held_out_files": [shard.path.name for shard in held[:SHOWN]],
         "splits": {name: _counts(part) for name, part in (("train", rows), ("validation", validation)) if part is not None},
+        "skipped": _skipped(every),
     }  # fmt: skip
     return TokenData(rows, validation, key.hexdigest()[:24], directory, vocab_size, end_of_text, statistics)
 
@@ -160,16 +162,19 @@ def _divided(files, validation_files, max_files, seed):
         drawn = set(np.random.default_rng(seed).permutation(len(names))[:validation_files].tolist())
         chosen, held = [path for n, path in enumerate(names) if n not in drawn], [names[n] for n in sorted(drawn)]
     if not chosen:
-        raise Refusal(f"every file of {', '.join(map(str, files))} has \"val\" in its name and is held out; add files to train on")
+        raise Refusal(f'every file of {", ".join(map(str, files))} has "val" in its name and is held out; add files to train on')
     return shards.find(chosen[:max_files]), shards.find(held)
 
 
 def _tokenizer(named, found):
-    """The tokenizer's directory: `named`, or tokenizer/ beside the shards; None without one."""
+    """The tokenizer's directory: `named`, or tokenizer/ beside the files; None without one."""
     if named is None:
-        beside = {shard.path.parent / "tokenizer" for shard in found}
-        there = [path for path in sorted(beside) if (path / "tokenizer.json").is_file()]
-        return there[0] if there else None
+        beside = sorted({path.parent / "tokenizer" for path in found})
+        there = {encoding.digest(path): path for path in reversed(beside) if (path / "tokenizer.json").is_file()}
+        if len(there) > 1:
+            raise Refusal(f"{' and '.join(map(str, there.values()))} are two tokenizers, and the same number is another word in each; "
+                          "train on files of one, or write one of them again")  # fmt: skip
+        return next(iter(there.values()), None)
     return Path(named)
 
 
@@ -186,7 +191,7 @@ def _vocabulary(directory, found):
     ours = next(iter(said.values()), None)
     if directory is None:
         if ours is None:
-            raise Refusal(f"{found[0].path} does not say of which tokenizer its tokens are; name it: TOKENIZER = \"gpt2\", or a directory")
+            raise Refusal(f'{found[0].path} does not say of which tokenizer its tokens are; name it: TOKENIZER = "gpt2", or a directory')
         return ours.tokenizer, ours.vocab_size, ours.end_of_text
     encoder = encoding.facts(directory)
     if ours is not None and ours.tokenizer != encoder.digest:
@@ -197,6 +202,12 @@ def _vocabulary(directory, found):
 
 def _workload(rows, held, source):
     return plan.Workload(len(rows), rows.targets, len(rows) * rows.context, rows.context, held.tokens if held else 0, "rows full", source)
+
+
+def _skipped(found):
+    """{reason: count} of what was left out when the text became tokens: of whole directories of our own, as their index.json say."""
+    indexes = {shard.path.parent / "index.json" for shard in found if shard.kind == "own"}
+    return dict(sum((Counter(read_json(path, {}).get("skipped")) for path in sorted(indexes)), Counter()))
 
 
 def _counts(rows):

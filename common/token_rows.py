@@ -3,6 +3,7 @@
 import numpy as np
 
 IGNORED = -100  # a label that counts nowhere
+OPEN = 64  # files at once; each keeps a descriptor, of which a process often has 1,024
 
 
 class TokenRows:
@@ -21,7 +22,7 @@ class TokenRows:
         self.rows = -(-(self.sizes - 1) // context)
         self.starts = np.concatenate([[0], np.cumsum(self.rows)])
         self.tokens, self.targets = int(self.sizes.sum()), int((self.sizes - 1).sum())
-        self._arrays = {}  # open files, by shard
+        self._arrays = {}  # open files by shard, the one used last at the end
 
     def __len__(self):
         return int(self.starts[-1])
@@ -54,9 +55,13 @@ class TokenRows:
         return {**vars(self), "_arrays": {}}  # a loader's process opens its own
 
     def _array(self, shard):
-        if shard not in self._arrays:
-            self._arrays[shard] = self.shards[shard].array()
-        return self._arrays[shard]
+        array = self._arrays.pop(shard, None)
+        if array is None:
+            array = np.asarray(self.shards[shard].array())
+        self._arrays[shard] = array
+        if len(self._arrays) > OPEN:
+            del self._arrays[next(iter(self._arrays))]
+        return array
 
     def order(self, seed, epoch, multiple):
         """int64 [k x multiple]: shards one after another in a drawn order, the rows of each shuffled; then rows that teach nothing."""
