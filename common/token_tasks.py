@@ -25,7 +25,7 @@ FORMAT = 1
 GROUP = 64 << 20  # bytes of small files in one task; a larger file is one
 PIECES = 1000  # shards of a task: three digits in their names
 INDEX, SKIPPED = "index.json", "skipped.jsonl"
-OURS = re.compile(r"(?:shard-(\d{5})-\d{3}\.(?:bin|docs\.npy|json)|task-(\d{5})\.json)")
+OURS = re.compile(r"\.?(?:shard-(\d{5})-\d{3}\.(?:bin|docs\.npy|json)|task-(\d{5})\.json)(?:\.\d+)?")  # .name.123: what a killed process left
 
 
 @dataclass(frozen=True)
@@ -208,12 +208,13 @@ def first_shards(names, count):
 
     `Refusal` where there are none.
     """
+    names = [name for name in names if not any(part.startswith((".", "task-")) for part in PurePosixPath(name).parts)]
     found = sorted(name for name in names if is_shard(name))
     if not found:
         raise Refusal(f"there are {len(names)} files and no shards (.bin, .npz, .ds) among them; correct the address")
     left = {_stem(name) for name in found[count:]} if count else set()
     others = {INDEX, SKIPPED} if left else set()  # totals of all
-    return [name for name in names if _stem(name) not in left and name not in others and not PurePosixPath(name).name.startswith("task-")]
+    return [name for name in names if _stem(name) not in left and name not in others]
 
 
 def _stem(name):

@@ -11,10 +11,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from datatrove.pipeline.base import PipelineStep
 from pydantic import PositiveInt
 
-from common import constants, hardware, refusal, shard_tokenizer, text_sources, token_tasks
+from common import constants, hardware, refusal, shard_tokenizer, text_sources, token_steps, token_tasks
 from common.refusal import Refusal
 
 # Text
@@ -35,40 +34,6 @@ PARTITION: str = "cpu"  # of Slurm
 TIME: str = "08:00:00"  # of one task; a gigabyte of text takes a minute or less
 CPUS_PER_TASK: PositiveInt = 1  # a task reads on one core and encodes on all it has
 MEMORY_GB: PositiveInt = 4  # of each CPU
-
-
-class TokenShards(PipelineStep):
-    """datatrove's view of one task: reads no documents from the step before, hands none on."""
-
-    name, type = "token shards", "TOKENIZER"
-
-    def __init__(self, tasks, settings):
-        super().__init__()
-        self.tasks, self.settings = tasks, settings
-
-    def run(self, data=None, rank=0, world_size=1):
-        for task in self.tasks[rank::world_size]:
-            with self.track_time(unit="task"):
-                facts = token_tasks.run(task, self.settings)
-            for key in ("documents", "tokens", "text_bytes"):
-                self.stat_update(key, value=facts[key], unit="task")
-            for reason, count in facts["skipped"].items():
-                self.stat_update(f"left out: {reason}", value=count, unit="task")
-        return data or ()
-
-
-class Totals(PipelineStep):
-    """Writes index.json when all tasks are done."""
-
-    name, type = "totals", "TOKENIZER"
-
-    def __init__(self, tasks, settings):
-        super().__init__()
-        self.tasks, self.settings = tasks, settings
-
-    def run(self, data=None, rank=0, world_size=1):
-        print(token_tasks.in_words(token_tasks.finish(self.tasks, self.settings), self.settings.output))
-        return data or ()
 
 
 def main(**overrides):
@@ -98,7 +63,7 @@ def main(**overrides):
 
 def executors(tasks, settings, logs):
     """What does the tasks, and what does the totals after them. Which tasks are done is read from their records, not from datatrove's."""
-    steps = [TokenShards(tasks, settings)], [Totals(tasks, settings)]
+    steps = [token_steps.TokenShards(tasks, settings)], [token_steps.Totals(tasks, settings)]
     folders = [str(logs / name) for name in ("shards", "totals")]
     if LOCAL:
         from datatrove.executor.local import LocalPipelineExecutor
