@@ -64,7 +64,7 @@ def read(path):
                 whole = windows.dtype.kind in "iu" and lengths.dtype.kind in "iu"
                 right = whole and windows.ndim == 2 and lengths.shape == windows.shape[:1]
                 _require(path, right, f"input_ids is {windows.dtype} {windows.shape} and sequence_lengths {lengths.dtype} {lengths.shape}")
-                shortest, longest = lengths.min(initial=0), lengths.max(initial=0)
+                shortest, longest = (lengths.min(), lengths.max()) if len(lengths) else (0, 0)
                 inside = shortest >= 0 and longest <= windows.shape[1]
                 _require(path, inside, f"sequence_lengths go from {shortest} to {longest} in windows of {windows.shape[1]}")
                 found = joined(windows, lengths)
@@ -73,7 +73,9 @@ def read(path):
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         pickled = "; it holds Python objects, which are never loaded here" if "pickle" in str(error).lower() else ""
         raise Refusal(f"{path} cannot be read as .npz of numbers ({str(error).splitlines()[0]}){pickled}; save plain arrays") from None
-    _require(path, not len(found) or found.min() >= 0, "a token below 0")
+    if not len(found):
+        raise Refusal(f"{path} holds no tokens; remove it, or leave it out of TRAIN_FILES")
+    _require(path, found.min() >= 0, f"it has the token {found.min()}")
     return found
 
 

@@ -121,7 +121,7 @@ def _examined(shard):
         known = read_json(remembered, {})
     except Refusal:
         known = {}
-    if known.get("stamp") == stamp:
+    if isinstance(known, dict) and known.get("stamp") == stamp:
         return known["facts"]
     digest, largest = xxhash.xxh3_128(), 0
     try:
