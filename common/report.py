@@ -188,9 +188,10 @@ def table(facts, best):
     for name, judged in facts.judged.items():
         speed = as_dict(judged.get("speed"))
         differ = run_facts.differing_settings(facts.tuned, judged) if facts.tuned else ""
-        cells = [cell(judged, metric, 3 if pretraining else 2) for metric in shown]
+        cells = [cell(judged, metric, metrics[metric].digits if pretraining else 2) for metric in shown]
         rows.append({"name": name, "step": judged.get("step"), "best": name == best, "cells": cells, "differ": differ})
-        rows[-1]["speed"] = [figure(speed.get(key), digits) for _, key, digits in speeds]
+        found = [(speed.get(key), digits) for _, key, digits in speeds]
+        rows[-1]["speed"] = [figure(value, digits) if digits or not is_number(value) else f"{value:,.0f}" for value, digits in found]
     failed = [(name, shorten(why, MOST_OF_A_NOTE)) for name, why in as_dict(facts.summary.get("failed")).items()]
     names = [(heading(m, metrics), metrics[m].better) for m in shown]
     return {"metrics": names, "rows": rows, "failed": failed, "best": best, "best_by": facts.summary.get("best_by"), "n": facts.tuned,
