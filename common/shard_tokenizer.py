@@ -1,6 +1,7 @@
 """The tokenizer that lies beside shards: brought there from a directory or the hub, or learnt from a part of the text."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -61,13 +62,15 @@ def _bring(tokenizer, directory):
             if (Path(tokenizer) / name).is_file():
                 shutil.copyfile(Path(tokenizer) / name, directory / name)
         return
-    from transformers import AutoTokenizer
-
     try:
+        if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", tokenizer):
+            raise ValueError("no name of the hub")
+        from transformers import AutoTokenizer
+
         AutoTokenizer.from_pretrained(tokenizer).save_pretrained(directory)
     except (OSError, ValueError) as error:
         raise Refusal(f"TOKENIZER is {tokenizer}, neither a directory here nor a tokenizer that the hub gives ({type(error).__name__}); "
-                      "name one, or set HF_HUB_OFFLINE=1 where it is in the cache and there is no network") from None  # fmt: skip
+                      "name one of these") from None  # fmt: skip
 
 
 def _sample(tasks, column):

@@ -25,7 +25,8 @@ FORMAT = 1
 GROUP = 64 << 20  # bytes of small files in one task; a larger file is one
 PIECES = 1000  # shards of a task: three digits in their names
 INDEX, SKIPPED = "index.json", "skipped.jsonl"
-OURS = re.compile(r"\.?(?:shard-(\d{5})-\d{3}\.(?:bin|docs\.npy|json)|task-(\d{5})\.json)(?:\.\d+)?")  # .name.123: what a killed process left
+# .name.123 is what a killed process left
+OURS = re.compile(r"\.?(?:shard-(\d{5})-\d{3}\.(?:bin|docs\.npy|json)|task-(\d{5})\.json)(?:\.\d+)?")
 
 
 @dataclass(frozen=True)

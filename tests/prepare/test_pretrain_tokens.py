@@ -107,10 +107,10 @@ def wanted_texts(raw):
 
 def test_all_documents_come_back_in_order_and_what_is_left_out_is_told(prepare, small_tasks, raw, tmp_path, capsys):
     output = tmp_path / "new" / "tokens"
-    found = prepare(sources=[str(raw)], output=str(output), train_tokenizer=900, shard_tokens=20_000)
+    found = prepare(sources=[str(raw)], output=str(output), train_tokenizer=900, shard_tokens=60_000)
     assert texts_of(output) == wanted_texts(raw)
     assert len(list(output.glob("task-*.json"))) > 3
-    assert {json.loads(path.read_text())["tokens"] for path in output.glob("shard-*-000.json")} <= set(range(20_001))
+    assert {json.loads(path.read_text())["tokens"] for path in output.glob("shard-*-000.json")} <= set(range(60_001))
     size = sum(len(text.encode()) for text in wanted_texts(raw))
     left_out = {"empty": 1, "no text": 1, "not JSON": 1, "not UTF-8": 1}
     index = json.loads((output / "index.json").read_text())
@@ -132,7 +132,7 @@ def test_all_documents_come_back_in_order_and_what_is_left_out_is_told(prepare, 
 def test_the_bytes_do_not_depend_on_the_number_of_processes(prepare, small_tasks, raw, tmp_path, tokenizer, monkeypatch):
     for cores in (1, 3):
         monkeypatch.setattr(hardware, "cpu_cores", lambda cores=cores: cores)
-        prepare(sources=[str(raw)], output=str(tmp_path / str(cores)), tokenizer=str(tokenizer), shard_tokens=30_000)
+        prepare(sources=[str(raw)], output=str(tmp_path / str(cores)), tokenizer=str(tokenizer), shard_tokens=100_000)
     assert bytes_of(tmp_path / "1") == bytes_of(tmp_path / "3")
     assert len(bytes_of(tmp_path / "1")) > 12
 
@@ -157,7 +157,7 @@ def test_tiny_is_the_standard_library(tmp_path):
 def test_what_is_done_is_not_done_again_and_what_changed_is(prepare, small_tasks, raw, tmp_path, tokenizer, capsys):
     sources, output = tmp_path / "raw", tmp_path / "out"
     shutil.copytree(raw, sources)
-    same = {"sources": [str(sources)], "output": str(output), "tokenizer": str(tokenizer), "shard_tokens": 30_000}
+    same = {"sources": [str(sources)], "output": str(output), "tokenizer": str(tokenizer), "shard_tokens": 100_000}
     prepare(**same)
     before, times = bytes_of(output), {path: path.stat().st_mtime_ns for path in output.glob("shard-*")}
     tasks = len(list(output.glob("task-*")))
@@ -175,8 +175,8 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(prepare, small_tasks
         path.unlink()
     prepare(**same)
     assert texts_of(output) == ["short", *wanted_texts(sources)[1:]], "no shard of what is gone is left"
-    prepare(**{**same, "shard_tokens": 50_000})
-    assert max(json.loads(path.read_text())["tokens"] for path in output.glob("shard-*.json")) > 30_000
+    prepare(**{**same, "shard_tokens": 20_000})
+    assert max(json.loads(path.read_text())["tokens"] for path in output.glob("shard-*.json")) == 20_000
     assert texts_of(output) == ["short", *wanted_texts(sources)[1:]]
 
 
@@ -196,14 +196,14 @@ def long(tmp_path_factory):
     directory = tmp_path_factory.mktemp("long")
     text = "".join(path.read_text(encoding="utf-8") for path in sorted(LIBRARY.glob("*.py"))[:60])
     for i in range(12):
-        rows = [json.dumps({"text": f"{i} {j} {text[j * 1000 : j * 1000 + 30_000]}"}) for j in range(400)]
+        rows = [json.dumps({"text": f"{i} {j} {text[j * 1000 : j * 1000 + 30_000]}"}) for j in range(150)]
         (directory / f"{i:02d}.jsonl").write_text("\n".join(rows))
     return directory
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(long, tmp_path, tokenizer):
     def command(output):
-        flags = {"sources": long, "output": output, "tokenizer": tokenizer, "shard-tokens": 1_000_000}
+        flags = {"sources": long, "output": output, "tokenizer": tokenizer, "shard-tokens": 2_000_000}
         return [sys.executable, "-c", MANY_TASKS, SCRIPT, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
 
     code, said = call(command(tmp_path / "whole"), tmp_path)
@@ -257,7 +257,7 @@ def workers(process):
 
 
 def test_datatroves_step_writes_the_same_bytes(raw, tmp_path, tokenizer):
-    same = ["--sources", str(raw), "--tokenizer", str(tokenizer), "--shard-tokens", "30000"]
+    same = ["--sources", str(raw), "--tokenizer", str(tokenizer), "--shard-tokens", "100000"]
     run = [sys.executable, "-c", MANY_TASKS]
     code, said = call([*run, SCRIPT, *same, "--output", str(tmp_path / "one")], tmp_path)
     assert code == 0, said
@@ -315,7 +315,7 @@ def test_no_slurm_is_a_sentence(raw, tmp_path, monkeypatch):
 def made(prepare, raw, tokenizer, tmp_path_factory):
     """Shards to download."""
     output = tmp_path_factory.mktemp("made")
-    prepare(sources=[str(raw)], output=str(output), tokenizer=str(tokenizer), shard_tokens=30_000)
+    prepare(sources=[str(raw)], output=str(output), tokenizer=str(tokenizer), shard_tokens=100_000)
     return output
 
 
@@ -445,7 +445,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(prepare, raw, tokeniz
 
 
 def test_a_full_disk_is_a_sentence_and_what_is_done_stays(long, tokenizer, tmp_path, full_disk):
-    disk = full_disk(20)
+    disk = full_disk(8)
     command = [sys.executable, SCRIPT, "--sources", str(long), "--output", str(disk.path / "out"), "--tokenizer", str(tokenizer)]
     done = disk.run([*command, "--shard-tokens", "1000000"], cwd=ROOT, env=user_environment(tmp_path))
     assert done.returncode == 2, done.stderr
