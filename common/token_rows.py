@@ -22,6 +22,8 @@ class TokenRows:
         self.rows = -(-(self.sizes - 1) // context)
         self.starts = np.concatenate([[0], np.cumsum(self.rows)])
         self.tokens, self.targets = int(self.sizes.sum()), int((self.sizes - 1).sum())
+        wide = end_of_text >= 1 << 16 or any(shard.dtype.itemsize > 2 for shard in shards)
+        self._dtype = np.uint32 if wide else np.uint16
         self._arrays = {}  # open files by shard, the one used last at the end
 
     def __len__(self):
@@ -32,7 +34,7 @@ class TokenRows:
         import torch
 
         indices = np.asarray(indices, dtype=np.int64)
-        ids = np.full((len(indices), self.context + 1), self.end_of_text, dtype=np.int64)
+        ids = np.full((len(indices), self.context + 1), self.end_of_text, dtype=self._dtype)
         fresh = np.zeros(len(indices), dtype=np.int64)  # the first label of each row that no other row has
         known = np.full(len(indices), 1, dtype=np.int64)  # tokens of the row that are the shard's
         shard_of = np.searchsorted(self.starts, indices, side="right") - 1
@@ -41,12 +43,12 @@ class TokenRows:
             size, first = self.sizes[shard], (indices[mine] - self.starts[shard]) * self.context
             begin = np.maximum(np.minimum(first, size - 1 - self.context), 0)
             width = min(self.context + 1, int(size))
-            ids[mine, :width] = self._array(shard)[begin[:, None] + np.arange(width)]
+            ids[mine, :width] = np.lib.stride_tricks.sliding_window_view(self._array(shard), width)[begin]
             fresh[mine], known[mine] = first - begin, width
-        labels, place = ids[:, 1:].copy(), np.arange(self.context)
+        labels, place = ids[:, 1:].astype(np.int64), np.arange(self.context)
         if fresh.any() or (known <= self.context).any():  # rows at a shard's end
             labels[(place < fresh[:, None]) | (place + 1 >= known[:, None])] = IGNORED
-        return {"input_ids": torch.from_numpy(np.ascontiguousarray(ids[:, :-1])), "labels": torch.from_numpy(labels)}
+        return {"input_ids": torch.from_numpy(ids[:, :-1].astype(np.int64)), "labels": torch.from_numpy(labels)}
 
     def __getitem__(self, indices):
         return self.__getitems__(np.atleast_1d(indices))
