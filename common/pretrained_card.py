@@ -83,8 +83,9 @@ def figures(facts, name):
         if found:
             rows.append(f"| {metric.name}{f', {metric.unit}' if metric.unit else ''} | {with_interval(found, metric.digits)} |")
     guessed = own.get("frequency_loss")
-    said = f"\n\nGuessing tokens by their frequency has a loss of {figure(guessed, 3)}." if is_number(guessed) else ""
-    return "\n".join(rows) + said
+    if is_number(guessed):
+        rows.append(f"\nWhoever knew only how often each of these tokens comes would have a loss of {figure(guessed, 3)}.")
+    return "\n".join(rows)
 
 
 def held_out(judged):

@@ -22,10 +22,8 @@ def verdict(facts):
         return [f"Of {tuned['name']} there is no loss, so nothing can be said."]
     in_bits = f", which is {with_interval(bits)} bits per byte of text" if bits else ""
     sentences = [f"On {tokens}, {tuned['name']} has a loss of {with_interval(loss)} nats per token{in_bits}."]
-    if is_number(guessed) and loss[0] >= guessed:
-        sentences.append(f"Guessing tokens by their frequency has {figure(guessed)}: it has not learned to use what stands before one.")
-    elif is_number(guessed):
-        sentences.append(f"Guessing tokens by their frequency would have {figure(guessed)}.")
+    if is_number(guessed):
+        sentences.append(f"Whoever knew only how often each of these tokens comes would have {figure(guessed)}.")
     first = next((j for j in facts.judged.values() if not run_facts.differing_settings(j, tuned)), tuned)
     clause = run_facts.compared(first, tuned, "loss") if first is not tuned and first.get("weights") != tuned.get("weights") else None
     if clause:

@@ -1,6 +1,6 @@
 """Judging a model that was pretrained on tokens: its loss on held-out tokens, and how it goes on from the beginnings of held-out texts.
 
-There is no base model to compare with; what guessing tokens by their frequency would reach stands in its place.
+There is no base model to compare with; what the frequencies of the held-out tokens alone would reach stands in its place.
 """
 
 import math
@@ -158,7 +158,7 @@ def per(nats, counts, groups):
 
 
 def entropy(tokens):
-    """Nats a token of guessing each by its frequency among these."""
+    """Nats a token for whoever knows the frequencies of these very tokens and nothing else."""
     counts = np.bincount(tokens)
     shares = counts[counts > 0] / len(tokens)
     return float(-(shares * np.log(shares)).sum())

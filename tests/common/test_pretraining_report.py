@@ -75,7 +75,7 @@ def test_the_report_has_the_figures_the_curves_and_the_tokens(run):
     assert "gpt-1.2B, trained from scratch" in text
     assert "On 999,424 held-out tokens, final_model has a loss of 3.20 [3.18, 3.22] nats per token" in text
     assert "which is 1.03 [1.02, 1.04] bits per byte of text." in text
-    assert "Guessing tokens by their frequency would have 7.10." in text
+    assert "Whoever knew only how often each of these tokens comes would have 7.10." in text
     assert "Since checkpoint-500 the loss fell from 3.40 [3.38, 3.42] to 3.20 [3.18, 3.22]; the intervals do not overlap." in text
     assert "About 262,144,000 tokens were learned, 5 files through to their end (there are 20)." in text
     assert "950,000 tokens a second (median), at 42.0 % model FLOPs utilisation" in text
@@ -135,8 +135,6 @@ def test_odd_figures_do_not_stop_report_or_card(run):
         write_json(run.eval / "final_model.json", facts | change)
         words(run)
         model_card.write(run.final_model, run)
-    write_json(run.eval / "final_model.json", facts | {"frequency_loss": 3.0})
-    assert "it has not learned to use what stands before one" in words(run)[1]
 
 
 def test_the_card_says_what_the_model_is_and_how_to_load_it(run):
