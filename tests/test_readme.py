@@ -31,6 +31,18 @@ ELSEWHERE = {
     "python recipes/llama32_qlora.py --resume-from-checkpoint gs://bucket/runs/llama32_qlora": "tests/recipes: from a store",
     "bash eval/eval_all_checkpoints.sh": "tests/eval: the newest run",
     "bash eval/eval_all_checkpoints.sh outputs/llama32_qlora": "tests/conftest.py",
+    "python recipes/gpt_pretrain.py --tiny": "tests/recipes/test_gpt_pretrain.py, on other tokens; whole in make soak",
+    "deepspeed --num_gpus=2 recipes/gpt_pretrain.py --tiny": "tests/recipes/test_gpt_pretrain.py",
+    "python recipes/gpt_pretrain.py": "tests/recipes/test_gpt_pretrain.py: without tokens",
+    "python recipes/gpt_pretrain.py --max-files 25": "tests/common/test_token_data.py: so many files",
+    "python prepare/pretrain_tokens.py --sources data/text --train-tokenizer 50257": "tests/prepare/test_pretrain_tokens.py",
+    "python prepare/pretrain_tokens.py --download gs://bucket/tokens --max-files 25": "tests/prepare/test_pretrain_tokens.py",
+    "python prepare/pretrain_tokens_cluster.py --sources gs://bucket/text --tokenizer openai-community/gpt2 --partition cpu": (
+        "tests/prepare/test_pretrain_tokens.py, with an sbatch of its own"
+    ),
+    "python prepare/pretrain_tokens_cluster.py --sources data/text --tokenizer openai-community/gpt2 --local": (
+        "tests/prepare/test_pretrain_tokens.py"
+    ),
     "conda env create -f environment.yml && conda activate recipes && make install": "needs conda; tests/test_setup.py reads the file",
     "make install TORCH_BUILD=cu126": "needs a network; tests/test_setup.py reads the plan",
     "make install TORCH_BUILD=cpu": "needs a network; tests/test_setup.py reads the plan",
