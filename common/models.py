@@ -16,7 +16,9 @@ PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<unk>"
 def quiet():
     """Silence DeepSpeed's notices, torch's announcements of what it will rename, and loading bars where no terminal shows them."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)  # that DeepSpeed's accumulation counts, as it should
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message="OMP_NUM_THREADS", module="accelerate")
     if not sys.stderr.isatty():
         from transformers.utils.logging import disable_progress_bar
 

@@ -121,7 +121,7 @@ def meter(files, model, ranks):
     each = compute.palm_flops_per_token(model, model.max_position_embeddings)
 
     def more(speed):
-        figures, words = {"files": files.now}, f"{files.now} files"
+        figures, words = {"files": files.now}, f"files {files.now}"
         if peak:
             figures["mfu"] = round(speed * each / peak, 4)
             words += f"  MFU {figures['mfu']:.1%}"

@@ -59,11 +59,14 @@ def not_covered(packing):
     ]
 
 
-def attach(trainer, run, early_stopping_patience=None, more=None):
-    """Put this module's callbacks in place of the Trainer's printing. more(tokens_per_second) -> ({name: figure}, words) to log as well."""
+def attach(trainer, run, early_stopping_patience=None, more=None, larger="LEARNING_RATE or LORA_R"):
+    """Put this module's callbacks in place of the Trainer's printing.
+
+    more(tokens_per_second) -> ({name: figure}, words), to log as well; larger: the constants to raise where nothing is learned.
+    """
     trainer.remove_callback(PrinterCallback)
     trainer.create_model_card = lambda *_, **__: None  # TRL writes one of its own into every checkpoint
-    trainer.callback_handler.callbacks.insert(0, Watch(run, more))  # before the trackers: it adds tokens a second and memory to the logs
+    trainer.callback_handler.callbacks.insert(0, Watch(run, more, larger))  # before the trackers: it adds tokens a second and memory to the logs
     determine = trainer._determine_best_metric
 
     def of_saved_steps(metrics, trial):  # transformers counts any evaluation, and then loads the best of those it happened to save
@@ -119,8 +122,8 @@ def figures(trainer):
 class Watch(TrainerCallback):
     """Progress bar on a terminal, lines elsewhere; metrics.jsonl; warnings when the loss is NaN, rising or flat."""
 
-    def __init__(self, run, more=None):
-        self.run, self.more, self.bar, self.losses, self.said = run, more, None, [], set()
+    def __init__(self, run, more=None, larger="LEARNING_RATE"):
+        self.run, self.more, self.larger, self.bar, self.losses, self.said = run, more, larger, None, [], set()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = self.last_time = time.time()
@@ -194,7 +197,7 @@ class Watch(TrainerCallback):
             warn(f"the loss is rising ({lowest:.3f} -> {recent:.3f} by step {step}); lower LEARNING_RATE, to a third")
         elif step > max(2 * self.warmup, state.max_steps / 3) and recent > (1 - FLAT) * earlier[0] and not self.said:
             self.said.add("flat")
-            warn(f"the loss is flat ({earlier[0]:.3f} -> {recent:.3f} by step {step}); raise LEARNING_RATE or LORA_R")
+            warn(f"the loss is flat ({earlier[0]:.3f} -> {recent:.3f} by step {step}); raise {self.larger}")
 
 
 def memory_gb():
