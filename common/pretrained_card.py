@@ -2,13 +2,14 @@
 
 from common.card_parts import code, inline, plain, tiny, training, unfinished, yaml
 from common.measures import OF_TOKENS
-from common.pretrained_view import tokens_trained
+from common.pretrained_view import model_words, tokens_trained
 from common.refusal import Refusal
 from common.run_directory import read_json
 from common.run_facts import as_dict, as_list, figure, interval, is_number, with_interval
 
+SIZES = ("NUM_HIDDEN_LAYERS", "HIDDEN_SIZE", "NUM_ATTENTION_HEADS")
 CONSTANTS = (
-    *("MODEL_NAME", "NUM_HIDDEN_LAYERS", "HIDDEN_SIZE", "NUM_ATTENTION_HEADS", "MAX_SEQ_LENGTH", "DROPOUT", "TRAIN_BATCH_SIZE"),
+    *("MODEL_NAME", *SIZES, "MAX_SEQ_LENGTH", "DROPOUT", "TRAIN_BATCH_SIZE"),
     *("NUM_TRAIN_EPOCHS", "MAX_STEPS", "LEARNING_RATE", "MIN_LR_RATE", "WARMUP_STEPS", "WEIGHT_DECAY", "ADAM_BETA1", "ADAM_BETA2"),
     *("MAX_GRAD_NORM", "PRECISION", "SEED"),
 )
@@ -16,21 +17,26 @@ CONSTANTS = (
 
 def card(facts, directory):
     """The text of the card of the model in `directory`."""
-    name = plain(facts.run.get("model_name") or facts.constants.get("MODEL_NAME") or "GPT")
     recipe = facts.run.get("recipe") or facts.name
     tags = "\n".join(f"- {yaml(tag)}" for tag in dict.fromkeys([plain(recipe), "gpt2", "trained-from-scratch"]))
     sections = [
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n{tags}\n---",
         f"# {inline(facts.name)}",
-        f"A language model ({code(name)}), trained from scratch with the recipe {code(recipe)}: a `GPT2LMHeadModel`{shape(directory)}. "
+        f"A language model ({inline(model_words(facts))}), trained from scratch with the recipe {code(recipe)}: a `GPT2LMHeadModel`{shape(directory)}. "
         f"It goes on with texts; it was not taught to answer.{unfinished(facts)}{tiny(facts)}",
         f"## Data\n\n{data(facts)}",
-        f"## Training\n\n{trained(facts)}{training(facts, CONSTANTS)}",
+        f"## Training\n\n{trained(facts)}{training(facts, chosen(facts))}",
         f"## Figures\n\n{figures(facts, directory.resolve().name)}",
         f"## Loading it\n\n{loading(directory)}",
         f"## Limits\n\n{limits(facts)}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def chosen(facts):
+    """The names of the constants that say something: not those that leave the size to MODEL_NAME, nor it where they say all."""
+    names = [name for name in CONSTANTS if facts.constants.get(name) is not None]
+    return [name for name in names if name != "MODEL_NAME" or not all(size in names for size in SIZES)]
 
 
 def shape(directory):
@@ -48,7 +54,7 @@ def data(facts):
     lines = []
     for name, found in as_dict(facts.data.get("splits")).items():
         counts = {key: as_dict(found).get(key) for key in ("tokens", "files", "documents")}
-        words = ", ".join(f"{n:,} {key}" for key, n in counts.items() if is_number(n))
+        words = ", ".join(f"{n:,} {key if n != 1 else key[:-1]}" for key, n in counts.items() if is_number(n))
         lines.append(f"- {inline(name, 40)}: {words}")
     tokenizer = as_dict(facts.data.get("tokenizer"))
     sentences = []

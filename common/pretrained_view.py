@@ -11,6 +11,16 @@ MOST_OF_A_TEXT = 2_000  # characters shown of a beginning and of what follows it
 MOST_TEXTS = 20
 
 
+def model_words(facts):
+    """The model's name, such as gpt-1.2B; with what the constants change in it, or without the name where they change all of it."""
+    parts = {"NUM_HIDDEN_LAYERS": "{:,} layers", "HIDDEN_SIZE": "width {:,}", "NUM_ATTENTION_HEADS": "{:,} heads"}
+    changed = [words.format(facts.constants[name]) for name, words in parts.items() if is_number(facts.constants.get(name))]
+    name = str(facts.constants.get("MODEL_NAME") or facts.run.get("model_name") or "GPT")
+    if not changed:
+        return name
+    return f"GPT of {', '.join(changed)}" if len(changed) == len(parts) else f"{name} with {', '.join(changed)}"
+
+
 def verdict(facts):
     """What the figures say of the final model, in sentences."""
     tuned = facts.tuned
@@ -24,10 +34,12 @@ def verdict(facts):
     sentences = [f"On {tokens}, {tuned['name']} has a loss of {with_interval(loss)} nats per token{in_bits}."]
     if is_number(guessed):
         sentences.append(f"Whoever knew only how often each of these tokens comes would have {figure(guessed)}.")
-    first = next((j for j in facts.judged.values() if not run_facts.differing_settings(j, tuned)), tuned)
-    clause = run_facts.compared(first, tuned, "loss") if first is not tuned and first.get("weights") != tuned.get("weights") else None
-    if clause:
-        sentences.append(f"Since {first['name']} the loss {clause}.")
+    first = next((j for j in facts.judged.values() if interval(j, "loss") and not run_facts.differing_settings(j, tuned)), tuned)
+    if first is not tuned and first.get("weights") != tuned.get("weights"):
+        found = run_facts.comparison(first, tuned, "loss")
+        ends = [figure(found[side][0], found["digits"]) for side in ("base", "tuned")]
+        moved = f"stayed at {ends[1]}" if found["direction"] == "stayed" else f"{found['direction']} from {ends[0]} to {ends[1]}"
+        sentences.append(f"Since {first['name']} the loss on these tokens {moved}.")
     return sentences
 
 

@@ -137,8 +137,8 @@ class Judge(judging.Judge):
         written = go_on(model, [ids for _, ids, _ in found], self.rows.end_of_text, self._continuation(), self._sampling())
         text = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)  # noqa: E731
         return [
-            {"id": f"document {number}", "beginning": text(ids), "reference": text(true), "continuation": text(own)}
-            for (number, ids, true), own in zip(found, written, strict=True)
+            {"id": place, "beginning": text(ids), "reference": text(true), "continuation": text(own)}
+            for (place, ids, true), own in zip(found, written, strict=True)
         ]
 
 
@@ -184,7 +184,7 @@ def losses(model, held, batch_size):
 
 
 def beginnings(held, length, most):
-    """[(document, ids, true ids that follow), …] of rows spread over the documents.
+    """[(document and row in words, ids, true ids that follow), …] of rows spread over the documents.
 
     Of a row the first text that begins in it and is long enough; else the longest stretch of one text, half of it as the beginning.
     """
@@ -201,7 +201,7 @@ def beginnings(held, length, most):
         start, stop = starts[n], stops[n]
         middle = start + min(length, max(1, (stop - start) // 2)) if not len(whole) else start + length
         number = int(held.documents[row] + ((ends >= 1) & (ends <= start)).sum())
-        found.append((number, ids[start:middle].tolist(), ids[middle : min(stop, middle + most)].tolist()))
+        found.append((f"document {number}, row {row}", ids[start:middle].tolist(), ids[middle : min(stop, middle + most)].tolist()))
     return found
 
 

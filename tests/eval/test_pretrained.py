@@ -3,8 +3,10 @@
 import json
 import math
 import random
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,7 +220,7 @@ def test_continuations_stand_beside_the_true_text_and_are_the_same_again(judged,
     assert len(examples) == pretrained.EXAMPLES
     for example in examples:
         assert any(example["beginning"] + example["reference"] in text for text in texts), example
-        number = int(example["id"].split()[1])
+        number = int(re.fullmatch(r"document (\d+), row \d+", example["id"]).group(1))
         assert example["beginning"] in texts[number]
     again, fresh = pretrained.Judge(copied, options("--max-new-tokens", "96"))(
         "checkpoint-40", copied.path / "checkpoint-40", copied.path / "x.json"
@@ -260,6 +262,20 @@ def test_only_rows_workers_and_one_checkpoint(copied, evaluate, monkeypatch, cap
     eval_checkpoint.main()
     said = capsys.readouterr().out
     assert "true text" in said and "base" not in said and (copied.eval / "checkpoint-5.json").is_file()
+
+
+def test_wandb_gets_figures_and_continuations(judged, tmp_path, monkeypatch):
+    import tracker
+
+    from common.run_directory import RunDirectory
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = RunDirectory(shutil.copytree(judged[0].path, tmp_path / "gpt"))
+    results = [judged[1][name] for name in ("checkpoint-5", "checkpoint-40", "final_model")]
+    directory = Path(tracker.log(run, results, None, "wandb"))
+    found = [json.loads(path.read_text()) for path in directory.rglob("*.table.json")]
+    assert [table["columns"] for table in found] == [["model", "id", "beginning", "true text", "continuation"]]
+    assert len(found[0]["data"]) == sum(len(result["examples"]) for result in results)
 
 
 def test_what_cannot_be_judged_is_said_in_a_sentence(copied, options):
