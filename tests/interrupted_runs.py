@@ -13,6 +13,7 @@ step: neither, and the last figure that was logged is that of a step after which
 """
 
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -54,10 +55,14 @@ def uninterrupted(home, flags):
 
 
 class Chain:
-    """One run of the recipe below `home`, of which each session ends at a chosen moment. ranks: above 1 under `deepspeed`."""
+    """One run of the recipe below `home`, of which each session ends at a chosen moment. ranks: above 1 under `deepspeed`.
 
-    def __init__(self, home, name, flags, store=None, ranks=1):
+    warm: the WarmStart that all sessions but the first are started by; None starts each in a fresh interpreter.
+    """
+
+    def __init__(self, home, name, flags, store=None, ranks=1, warm=None):
         self.run, self.home, self.flags, self.store, self.ranks = RunDirectory(home / name), home, flags, store, ranks
+        self.warm, self._started = warm if ranks == 1 else None, set()  # the pids of its starts
         self.mark, self.process, self.sessions, self.proven, self._left = f"{name}-{secrets.token_hex(6)}", None, 0, [], []
         self.output = home / f"{name}.log"  # of all sessions
         self._begins = self._logged = 0
@@ -74,9 +79,13 @@ class Chain:
         environment = {**user_environment(self.home), **(self.store.environment if self.store else {}), MARK: self.mark}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TMPDIR": str(temporary)}
         self.sessions, self._begins = self.sessions + 1, self.output.stat().st_size if self.output.exists() else 0
-        with self.output.open("ab") as out:
-            command = [*launcher, RECIPE, "--tiny", *where, *self.flags]
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        script = [RECIPE, "--tiny", *where, *self.flags]
+        if self.warm and self.sessions > 1:
+            self.process = self.warm.start(script, environment, self.output)
+            self._started.add(self.process.pid)
+        else:
+            with self.output.open("ab") as out:
+                self.process = subprocess.Popen([*launcher, *script], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
 
     def said(self):
         """What this session has printed."""
@@ -232,9 +241,10 @@ class Chain:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                ours = os.getsid(process.pid) in self._started or process.environ().get(MARK) == self.mark  # a fork shows no environment
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-            except psutil.Error:
+            except (psutil.Error, ProcessLookupError):
                 pass
         return found
 

@@ -1,6 +1,7 @@
 """A run that is ended at any moment and resumed ends in the same bits as one that never was: the recipe itself, real signals.
 
-Every start is the user's own command. Moments are chosen by seed and proven afterwards, see interrupted_runs.py. Many more of
+Every run is begun by the user's own command, and so is the one it is compared with; what goes on from a checkpoint is a fork (see
+warm_start.py). Moments are chosen by seed and proven afterwards, see interrupted_runs.py. Many more of
 them, and two ranks under ZeRO-2: `make soak`, whose table is bench/results/kills.md.
 """
 
@@ -15,21 +16,22 @@ from compared_runs import differences
 from interrupted_runs import Chain, flags, uninterrupted
 from slow_store import Store
 from user_commands import ROOT
+from warm_start import WarmStart
 
 from common import manifest
 
 STEPS = 20  # an epoch has 12
 
 
-def whole(home):
+def whole(home, warm):
     """The run that nothing stops."""
     return uninterrupted(home, flags(STEPS))
 
 
-def killed(home):
+def killed(home, warm):
     """SIGKILL in a step, in a save and in an upload; then the disk is lost as well; in the end it is resumed though it is over."""
     with Store() as store:
-        chain, committed = Chain(home, "killed", flags(STEPS), store), []
+        chain, committed = Chain(home, "killed", flags(STEPS), store, warm=warm), []
         draw = random.Random(0)
         for moment in ("step", "save", "upload"):
             while moment not in chain.proven and len(chain.proven) < 6:  # a save is short: it may be over
@@ -46,9 +48,9 @@ def killed(home):
         return chain, [*committed, store.committed("killed")], aside, said
 
 
-def stopped(home):
+def stopped(home, warm):
     """SIGTERM in the middle of an accumulation, SIGUSR1 inside the last evaluation, which decides which checkpoint is the best."""
-    chain, found = Chain(home, "stopped", flags(STEPS)), []
+    chain, found = Chain(home, "stopped", flags(STEPS), warm=warm), []
     for moment, number in (("accumulation", signal.SIGTERM), ("last_evaluation", signal.SIGUSR1)):
         chain.resume()
         found.append((*chain.stop_in(moment, number, random.Random(0)), chain.said()))
@@ -61,8 +63,8 @@ def stopped(home):
 def runs(tmp_path_factory):
     """What each of the three functions above will return; two run at a time, one core each."""
     home = tmp_path_factory.mktemp("durability")
-    with ThreadPoolExecutor(2) as pool:
-        yield {function.__name__: pool.submit(function, home) for function in (killed, whole, stopped)}
+    with WarmStart() as warm, ThreadPoolExecutor(2) as pool:
+        yield {function.__name__: pool.submit(function, home, warm) for function in (killed, whole, stopped)}
 
 
 def test_killed_in_a_step_a_save_and_an_upload_it_ends_in_the_same_bits(runs):

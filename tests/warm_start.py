@@ -1,0 +1,160 @@
+"""Starts of a recipe without its ten seconds of imports: one process has imported what the recipe imports, and each start is a fork of it.
+
+    with WarmStart() as warm:
+        process = warm.start(["recipes/x.py", "--tiny"], environment, output)   # poll, wait, kill, send_signal and pid as Popen has them
+
+A fork runs the whole file as `__main__`, with its own arguments, environment, session and output. What is not as in a fresh
+interpreter: the seed of Python's hashes is that of the one process, and what `child_process` would fork runs in the process itself.
+So the first start of anything is better a fresh one.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class WarmStart:
+    """The one process; it begins to import when it is made, and ends with this one."""
+
+    def __init__(self):
+        from user_commands import user_environment
+
+        self._home = tempfile.TemporaryDirectory(prefix="warm_start_")
+        place = Path(self._home.name)
+        environment = {**user_environment(place), "OMP_NUM_THREADS": "1", "UNSLOTH_COMPILE_LOCATION": str(place / "compiled")}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, text=True, **pipes)
+        self._lock, self._count = threading.Lock(), 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.communicate()  # the end of its stdin ends it
+        self._home.cleanup()
+
+    def start(self, arguments, environment, output):
+        """Run `arguments` (a script and its flags) in a fork; `output` is the file to append to."""
+        with self._lock:
+            self._count += 1
+            ended = Path(self._home.name, f"ended-{self._count}")
+            request = {"arguments": arguments, "environment": environment, "output": str(output), "ended": str(ended)}
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return Started(int(self._process.stdout.readline()), ended)
+
+
+class Started:
+    """A process that was started, and later its exit code, as subprocess.Popen says it."""
+
+    def __init__(self, pid, ended):
+        self.pid, self._ended, self.returncode = pid, ended, None
+
+    def poll(self):
+        if self.returncode is None and self._ended.exists():
+            self.returncode = int(self._ended.read_text())
+        return self.returncode
+
+    def wait(self, timeout):
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            with suppress(ProcessLookupError):  # its code is being written
+                os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+def serve():
+    """Import; then, for each line of stdin, fork a process that runs what it asks for, and say its pid."""
+    from common import launch
+
+    answers = os.dup(1)
+    os.dup2(2, 1)  # imports print
+    launch.prepare_process()
+    import unsloth  # noqa: F401, I001 - in the recipe's order
+    import torch  # noqa: F401
+    from trl import SFTConfig, SFTTrainer  # noqa: F401
+
+    from common import batches, checkpoints, merging, model_card, models, report, tracking, watching  # noqa: F401
+
+    threads = sorted(file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm"))
+    threads = [name for name in threads if name != "jemalloc_bg_thd"]  # of pyarrow's allocator, which sees to forks
+    assert len(threads) == 1, f"a fork would lack all but one of {threads}"
+    for line in sys.stdin:
+        request = json.loads(line)
+        sys.stdout.flush()
+        keeper = os.fork()
+        if keeper == 0:  # waits for the one that works, so that this loop need not
+            if os.fork() == 0:
+                keep(request, answers)
+            os._exit(0)
+        os.waitpid(keeper, 0)
+
+
+def keep(request, answers):
+    """Run the request in a child, say its pid, and write its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        os.close(answers)
+        become(request)
+    os.write(answers, f"{pid}\n".encode())
+    os.close(answers)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    written = Path(request["ended"] + ".new")
+    written.write_text(str(code))
+    written.rename(request["ended"])
+    os._exit(0)
+
+
+def become(request):
+    """Be the script: its arguments, environment, session, output, and the end that a Python process has."""
+    import runpy
+
+    os.setsid()
+    nothing, output = os.open(os.devnull, os.O_RDONLY), os.open(request["output"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for source, stream in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, stream)
+    ours = os.environ["UNSLOTH_COMPILE_LOCATION"]
+    os.environ.clear()
+    os.environ.update(request["environment"], UNSLOTH_COMPILE_LOCATION=ours)
+    tempfile.tempdir = None
+    script = request["arguments"][0]
+    sys.argv, sys.path[0] = request["arguments"], str((ROOT / script).parent)
+    code = 1
+    try:
+        runpy.run_path(script, run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        import atexit
+
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
