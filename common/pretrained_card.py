@@ -22,7 +22,8 @@ def card(facts, directory):
     sections = [
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n{tags}\n---",
         f"# {inline(facts.name)}",
-        f"A language model ({inline(model_words(facts))}), trained from scratch with the recipe {code(recipe)}: a `GPT2LMHeadModel`{shape(directory)}. "
+        f"A language model ({inline(model_words(facts))}), trained from scratch with the recipe {code(recipe)}: "
+        f"a `GPT2LMHeadModel`{shape(directory)}. "
         f"It goes on with texts; it was not taught to answer.{unfinished(facts)}{tiny(facts)}",
         f"## Data\n\n{data(facts)}",
         f"## Training\n\n{trained(facts)}{training(facts, chosen(facts))}",

@@ -85,10 +85,10 @@ def head(facts):
         base = Path(base).name  # a report is sent around; the machine's paths stay on it
     if base and run.get("model_revision"):
         base = f"{base} at {run['model_revision']}"
-    name = (
-        ("Model", f"{pretrained_view.model_words(facts)}, trained from scratch") if measures.is_pretraining(run) else ("Base model", base)
-    )
-    rows = [("Recipe", run.get("recipe")), name if base else (name[0], None), ("Status", STATUSES.get(str(run.get("status")), "unknown"))]
+    model = ("Base model", base)
+    if measures.is_pretraining(run):
+        model = ("Model", f"{pretrained_view.model_words(facts)}, trained from scratch")
+    rows = [("Recipe", run.get("recipe")), model, ("Status", STATUSES.get(str(run.get("status")), "unknown"))]
     rows += [("Hardware", run.get("hardware")), ("Duration", duration(run.get("seconds")))]
     rows += [("Started", date(run.get("started"))), ("Finished", date(run.get("finished")))]
     return [(name, shorten(value, 300)) for name, value in rows if value]

@@ -200,7 +200,8 @@ def beginnings(held, length, most):
         n = whole[0] if len(whole) else np.argmax(stops - starts)
         start, stop = starts[n], stops[n]
         middle = start + min(length, max(1, (stop - start) // 2)) if not len(whole) else start + length
-        number = int(held.documents[row] + ((ends >= 1) & (ends <= start)).sum())
+        first = held.learned[row].argmax()  # what stands before the first judged token was counted with the row before
+        number = held.documents[row] + ((ends > first) & (ends <= start)).sum() - ((ends > start) & (ends <= first)).sum()
         found.append((f"document {number}, row {row}", ids[start:middle].tolist(), ids[middle : min(stop, middle + most)].tolist()))
     return found
 

@@ -323,3 +323,34 @@ def test_held_out_tokens_are_drawn_evenly_and_come_back(tmp_path):
     assert short.tokens == 39 and short.learned[1].sum() == 7 and (short.labels()[1, 7:] == -100).all()
     held_out_tokens.write(run, None, 7)
     assert not run.held_out_tokens.exists()
+
+
+def test_of_a_training_runs_rows_every_token_but_a_files_first_is_judged_once(tmp_path):
+    import pretrained
+
+    from common import held_out_tokens, shards
+    from common.run_directory import RunDirectory
+    from common.token_rows import TokenRows
+
+    draws, run = np.random.default_rng(3), RunDirectory(tmp_path)
+    arrays = [draws.integers(1, 300, size).astype(np.uint16) for size in (1000, 20, 33, 777)]
+    for n, array in enumerate(arrays):
+        array[6::7] = 0
+        facts = {"text_bytes": 1, "tokenizer": "ab", "vocab_size": 300, "end_of_text": 0, "sources": []}
+        shards.write(tmp_path, f"shard-0000{n}-000", array, np.flatnonzero(array == 0) + 1, **facts)
+    held_out_tokens.write(run, TokenRows(shards.find([tmp_path]), CONTEXT, 0), 0)
+    found = held_out_tokens.read(run.held_out_tokens)
+    assert found.tokens == sum(map(len, arrays)) - 4
+    assert found.ids[:, 1:][found.learned].tolist() == np.concatenate([array[1:] for array in arrays]).tolist()
+    ended = np.concatenate([array[1:] == 0 for array in arrays])
+    counts = found.learned.sum(axis=1)
+    assert found.documents.tolist() == [int(ended[:start].sum()) for start in np.cumsum(counts) - counts]
+    # what is gone on with is of the document that it is said to be of, in rows that begin before what is judged in them as well
+    everything = np.concatenate(arrays)
+    of = np.cumsum(everything == 0) - (everything == 0)
+    for row in range(len(found)):
+        one = held_out_tokens.HeldOutTokens(found.ids[[row]], found.learned[[row]], found.documents[[row]], 0)
+        ((place, ids, true),) = pretrained.beginnings(one, 3, 2)
+        text = np.array([token for token in ids if token] + true)
+        starts = [start for start in range(len(everything) - len(text) + 1) if (everything[start : start + len(text)] == text).all()]
+        assert int(place.split()[1].strip(",")) in of[starts]
