@@ -66,7 +66,8 @@ def attach(trainer, run, early_stopping_patience=None, more=None, larger="LEARNI
     """
     trainer.remove_callback(PrinterCallback)
     trainer.create_model_card = lambda *_, **__: None  # TRL writes one of its own into every checkpoint
-    trainer.callback_handler.callbacks.insert(0, Watch(run, more, larger))  # before the trackers: it adds tokens a second and memory to the logs
+    watch = Watch(run, more, larger)
+    trainer.callback_handler.callbacks.insert(0, watch)  # before the trackers: it adds tokens a second and memory to the logs
     determine = trainer._determine_best_metric
 
     def of_saved_steps(metrics, trial):  # transformers counts any evaluation, and then loads the best of those it happened to save
