@@ -172,8 +172,8 @@ def _tokenizer(named, found):
         beside = sorted({path.parent / "tokenizer" for path in found})
         there = {encoding.digest(path): path for path in reversed(beside) if (path / "tokenizer.json").is_file()}
         if len(there) > 1:
-            raise Refusal(f"{' and '.join(sorted(map(str, there.values())))} are two tokenizers: the same number is another word; train on files "
-                          "of one, or write one of them again")  # fmt: skip
+            raise Refusal(f"{' and '.join(sorted(map(str, there.values())))} are two tokenizers: the same number is another word; train "
+                          "on files of one, or write one of them again")  # fmt: skip
         return next(iter(there.values()), None)
     return Path(named)
 
