@@ -176,7 +176,6 @@ def main(**overrides):
         logging_steps=LOGGING_STEPS,
         logging_nan_inf_filter=False,  # the default hides NaN
         remove_unused_columns=False,
-        dataloader_num_workers=2 if on_gpu else 0,
         report_to=REPORT_TO or "none",
         deepspeed=ds_json(),
         seed=SEED,
