@@ -36,7 +36,8 @@ class TokenData:
     def copy_to(self, run):
         """Write data.json and the held-out tokens that checkpoints are judged on into the run directory."""
         write_json(run.data, self.statistics)
-        held_out_tokens.write(run, self.validation, self.end_of_text)
+        whole = self.validation and TokenRows(self.validation.shards, self.validation.context, self.end_of_text)  # not EVAL_TOKENS of it
+        held_out_tokens.write(run, whole, self.end_of_text)
 
     def require_a_step(self, rows):
         """`Refusal` where there are fewer training rows than the `rows` of one optimiser step."""
@@ -211,7 +212,8 @@ def _skipped(found):
 
 
 def _counts(rows):
-    documents = [shard.documents for shard in rows.shards]
+    limited = rows.tokens < sum(shard.tokens for shard in rows.shards)
+    documents = [None if limited else shard.documents for shard in rows.shards]
     return {
         "files": len(rows.shards), "shards": len(rows.shards), "rows": len(rows), "tokens": rows.tokens,
         "documents": None if None in documents else sum(documents),
