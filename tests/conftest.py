@@ -1,25 +1,57 @@
 """What several rooms' tests look at: one tiny run, trained and judged once by the user's own commands."""
 
+import os
+import signal
+import subprocess
+from contextlib import suppress
+
 import pytest
 from full_disks import Disks
-from user_commands import Ran, call, train
+from object_store import wait_until
+from user_commands import ROOT, Ran, user_environment
+
+from common.run_directory import RunDirectory
+
+TINY = "llama32_qlora_tiny"
+TRAIN = f"python recipes/llama32_qlora.py --tiny --output-dir {{home}} --run-name {TINY}"
+JUDGE = f"bash eval/eval_all_checkpoints.sh {{home}}/{TINY}"
 
 
-@pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory):
-    """`python recipes/llama32_qlora.py --tiny`, once for all tests."""
+@pytest.fixture(scope="session", autouse=True)
+def ahead(request, tmp_path_factory):
+    """Begins the commands above beside the first test, where a chosen one will look at what they leave: what they said, as a function."""
+    wanted = {name for item in request.session.items for name in item.fixturenames}
     home = tmp_path_factory.mktemp("tiny")
-    ran = train(home, name="llama32_qlora_tiny")
-    assert ran.returncode == 0, ran.output
-    return ran
+    steps = [TRAIN] * ("tiny_run" in wanted) + [JUDGE] * ("judged_run" in wanted)
+    script = "".join(f"{step} >{{home}}/{n}.said 2>&1; echo $? >{{home}}/{n}.code\n" for n, step in enumerate(steps)).format(home=home)
+    # One thread: a second would only wait for the first, and the other core has the other tests
+    environment = {**user_environment(home), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(["bash", "-c", script], cwd=ROOT, env=environment, start_new_session=True) if steps else None
+
+    def ran(n):
+        code = home / f"{n}.code"
+        wait_until(lambda: code.exists() and code.read_text(), 300)
+        found = Ran(int(code.read_text()), (home / f"{n}.said").read_text(), RunDirectory(home / TINY))
+        assert found.returncode == 0, found.output
+        return found
+
+    yield ran
+    if process:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture(scope="session")
-def judged_run(tiny_run):
+def tiny_run(ahead):
+    """`python recipes/llama32_qlora.py --tiny`, once for all tests."""
+    return ahead(0)
+
+
+@pytest.fixture(scope="session")
+def judged_run(ahead, tiny_run):
     """The tiny run after `bash eval/eval_all_checkpoints.sh RUN_DIR`."""
-    code, output = call(["bash", "eval/eval_all_checkpoints.sh", str(tiny_run.run.path)], tiny_run.run.path.parent)
-    assert code == 0, output
-    return Ran(code, output, tiny_run.run)
+    return ahead(1)
 
 
 @pytest.fixture

@@ -20,15 +20,13 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from user_commands import ROOT, user_environment
 
 
 class WarmStart:
     """The one process; it begins to import when it is made, and ends with this one."""
 
     def __init__(self):
-        from user_commands import user_environment
-
         self._home = tempfile.TemporaryDirectory(prefix="warm_start_")
         place = Path(self._home.name)
         environment = {**user_environment(place), "OMP_NUM_THREADS": "1", "UNSLOTH_COMPILE_LOCATION": str(place / "compiled")}
@@ -52,6 +50,17 @@ class WarmStart:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             return Started(int(self._process.stdout.readline()), ended)
+
+    def call(self, arguments, home, timeout=300):
+        """Run `arguments` to their end; (exit code, stdout and stderr together)."""
+        descriptor, output = tempfile.mkstemp(dir=self._home.name)
+        os.close(descriptor)
+        process = self.start(arguments, {**user_environment(home), "OMP_NUM_THREADS": "1"}, output)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        return code, Path(output).read_text()
 
 
 class Started:

@@ -16,7 +16,6 @@ from compared_runs import differences
 from interrupted_runs import Chain, flags, uninterrupted
 from slow_store import Store
 from user_commands import ROOT
-from warm_start import WarmStart
 
 from common import manifest
 
@@ -60,10 +59,10 @@ def stopped(home, warm):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, warm):
     """What each of the three functions above will return; two run at a time, one core each."""
     home = tmp_path_factory.mktemp("durability")
-    with WarmStart() as warm, ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool:
         yield {function.__name__: pool.submit(function, home, warm) for function in (killed, whole, stopped)}
 
 

@@ -99,10 +99,10 @@ print("RESULT", json.dumps(first))
     assert trained < fresh / 1.5, "it starts where the other run ended"
 
 
-def test_a_loss_of_nan_stops_with_a_sentence_and_a_taken_name_is_left_alone(tiny_run):
+def test_a_loss_of_nan_stops_with_a_sentence_and_a_taken_name_is_left_alone(tiny_run, warm):
     home = tiny_run.run.path.parent
     flags = ("--learning-rate", "1e38", "--max-grad-norm", "0", "--max-steps", "40", "--logging-steps", "2")
-    ran = train(home, *flags, name="llama32_qlora_tiny")
+    ran = train(home, *flags, name="llama32_qlora_tiny", warm=warm)
     assert ran.returncode == 2 and "Traceback" not in ran.output, ran.output
     assert "the loss became NaN" in ran.output and "lower LEARNING_RATE" in ran.output
     assert "tokenised data found in" in ran.output, "the cache of the first run"
