@@ -24,6 +24,7 @@ _agreed = False
 _asked_at, _longest = None, 0.0  # when `requested` was last called; the longest time between two calls, in seconds
 _before_leaving = None
 _guard, _from_guard = None, None  # the socket to it; the number of the signal that it passes on
+_held = threading.local()  # the signals that a thread held back before it forked
 
 
 class Stopped(BaseException):
@@ -49,7 +50,7 @@ def listen(guard=None):
     signal.set_wakeup_fd(woken.detach(), warn_on_full_buffer=False)
     threading.Thread(target=_leave_where_stuck, args=(wake,), daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, POLITE | {signal.SIGQUIT})  # what starts a process may have held them back
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forget)
     if guard is not None:
         threading.Thread(target=_hear, args=(guard,), daemon=True).start()
 
@@ -148,6 +149,15 @@ def _say(text):
             os.write(2, f"\n{text}\n".encode())
 
 
+def _hold():
+    """Before a fork: a signal to the child before `_forget` would raise `Stopped` in a hook, where Python drops it, and be lost."""
+    _held.before = signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)
+
+
+def _release():
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.before)
+
+
 def _forget():
     """In a forked child: not killed by what a terminal or Slurm send to all processes, but by its parent; the link is not its own."""
     global _guard
@@ -159,6 +169,7 @@ def _forget():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what multiprocessing ends its children with
+    _release()
 
 
 def _hear(guard):

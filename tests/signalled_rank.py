@@ -43,12 +43,12 @@ def main():
         write("started")
 
     if args.does == "prepare":
-        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(120,))  # no daemon: Python would wait for it
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))  # no daemon: Python would wait for it
         worker.start()
         begin()
         worker.join()
     with signals.politely():
-        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(120,), daemon=True)  # as a DataLoader has them
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)  # as a DataLoader has them
         worker.start()
         begin()
         if args.does == "save":  # one that was due, longer than DEADLINE

@@ -240,3 +240,33 @@ def test_signal(case, runs):
     if run.has_tree:
         above = [process.pid for process in run.above_rank]
         assert above == ([run.process.pid] if case.under == "parent" else []), "a launcher would kill this rank with its tree"
+
+
+def test_a_child_that_is_ended_while_it_is_forked_ends(tmp_path):
+    """SIGTERM in the first moments of a fork; lost, the child would sleep on."""
+    code = """
+import os, signal, time
+from common import signals
+signals.listen()
+lost = 0
+for n in range(60):
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(30)
+        os._exit(0)
+    os.kill(pid, signal.SIGTERM)
+    for _ in range(300):
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.01)
+    else:
+        lost += 1
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    if done and os.waitstatus_to_exitcode(status) != -signal.SIGTERM:
+        lost += 1
+print("LOST", lost)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert "LOST 0\n" in ran.stdout and "ignored" not in ran.stderr, ran.stdout + ran.stderr
