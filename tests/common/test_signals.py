@@ -220,7 +220,7 @@ class Run:
 @pytest.fixture(scope="module")
 def runs(request, tmp_path_factory):
     """The runs of the chosen tests, by case."""
-    chosen = [item.callspec.params["case"] for item in request.session.items if item.module is request.module]
+    chosen = [item.callspec.params["case"] for item in request.session.items if item.module is request.module and hasattr(item, "callspec")]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return {case: pool.submit(Run(case, tmp_path_factory.mktemp("signals")).go) for case in chosen}
 
