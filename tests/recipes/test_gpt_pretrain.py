@@ -97,7 +97,7 @@ def test_it_learns_and_says_so(ran, tokens):
     rows = token_data.read([str(tokens)], None, 64, 1, None, 4000, 42).train
     ends = rows.shard_ends(42, 0)
     assert logged[-1]["files"] == np.searchsorted(ends, STEPS * 16, side="right") > 0
-    assert "parameters: 4 layers of width 128" in ran.output
+    assert "parameters: 2 layers of width 128" in ran.output
     assert f"{STEPS} steps of 8 x 2 x 1 rank(s) rows of 64 = 1,024 tokens" in ran.output
 
 
