@@ -94,8 +94,8 @@ def plain(shape, directory, _):
                 x = block(x)
             return self.ln_f(x) @ self.wte.weight.t()
 
-    torch.manual_seed(42)
     model = Plain()
+    torch.manual_seed(42)  # as the recipe does before it makes its own
     start = gpt.GPT(gpt.Shape(VOCABULARY, shape["length"], width, shape["layers"], shape["heads"]))
     model.load_state_dict(start.state_dict())
     groups = [{"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},

@@ -117,7 +117,7 @@ def main(**overrides):
 
     wanted = {"tokenizer": TOKENIZER, "context": MAX_SEQ_LENGTH, "validation_files": VALIDATION_FILES, "max_files": MAX_FILES,
               "eval_tokens": EVAL_TOKENS, "seed": SEED}  # fmt: skip
-    sizes()  # heads that do not divide the width are said now
+    job()  # heads that do not divide the width, and a ZeRO JSON that contradicts the constants, are said now
     if settings.plan:  # from what is on this machine; builds nothing
         found = token_data.Forecast(TRAIN_FILES, **wanted)
         meant_for = "cpu" if settings.tiny else "8xH100"

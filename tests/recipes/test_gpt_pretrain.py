@@ -23,8 +23,8 @@ from common.run_directory import RunDirectory, read_json
 STEPS = 40
 MARK = "PRETRAINING_TEST"
 # Mean losses of steps 1-10, 11-20, … on the generated text, and the held-out loss at the end. bf16 products differ between processors.
-GOLDEN = {"losses": [], "held_out": 0.0}
-NEAR = 0.03
+GOLDEN = {"losses": [4.938, 2.4905, 1.3618, 1.0987], "held_out": 1.0548}
+NEAR = 0.06
 
 
 @pytest.fixture(scope="module")
