@@ -140,8 +140,8 @@ def main():
             for name, rounds in found.items()
         ),
         "",
-        f"Labels added up: {alike}. Adding them up is in the time. On a CPU the recipe reads "
-        "through a DataLoader in its own process and lets that keep memory that it frees, on a GPU through one with 2 processes.",
+        f"Labels added up: {alike}. Adding them up is in the time. The recipe reads through a "
+        "DataLoader in its own process and, on a CPU, lets that keep memory that it frees.",
         "",
         f"Start on {args.files:,} files of 100,000 tokens, from the constants to the first 8 rows: **{again:.2f} s**; the very first time, "
         f"when every file is read whole and its checksum compared, {first:.2f} s.",

@@ -45,22 +45,17 @@ def shuffle(trainer, rows, seed):
     draw(trainer, rows, lambda epoch: np.random.default_rng([seed, epoch]).permutation(rows))
 
 
-def accumulation(rows_per_step, micro_batch, ranks, asked=None):
-    """Micro-batches that each rank adds up for a step of `rows_per_step` rows: `asked`, or as many as it takes.
-
-    Raises `Refusal` where the three do not multiply to `rows_per_step`.
-    """
-    found = asked or max(1, rows_per_step // (micro_batch * ranks))
-    if found * micro_batch * ranks == rows_per_step:
-        return found
-    rows = found * micro_batch * ranks
+def require_product(rows_per_step, micro_batch, ranks, accumulation):
+    """Refuse where the last three do not multiply to the rows of a step."""
+    rows = accumulation * micro_batch * ranks
+    if rows == rows_per_step:
+        return
     fits = [n for n in range(1, rows_per_step + 1) if rows_per_step % (n * ranks) == 0]
     nearest = min(fits, key=lambda n: abs(n - micro_batch), default=micro_batch)
-    fix = "leave GRADIENT_ACCUMULATION_STEPS out, or " if asked else ""
-    fix += f"take TRAIN_BATCH_SIZE = {rows}" if asked or nearest == micro_batch else f"take PER_DEVICE_TRAIN_BATCH_SIZE = {nearest}"
+    fix = f"take TRAIN_BATCH_SIZE = {rows}" if nearest == micro_batch else f"take PER_DEVICE_TRAIN_BATCH_SIZE = {nearest}"
     raise Refusal(
-        f"TRAIN_BATCH_SIZE is {rows_per_step}, but PER_DEVICE_TRAIN_BATCH_SIZE = {micro_batch} x {found} micro-batches x {ranks} rank(s) "
-        f"= {rows} rows; {fix}"
+        f"TRAIN_BATCH_SIZE is {rows_per_step}, but PER_DEVICE_TRAIN_BATCH_SIZE = {micro_batch} x GRADIENT_ACCUMULATION_STEPS = "
+        f"{accumulation} x {ranks} rank(s) = {rows} rows; {fix}, or leave GRADIENT_ACCUMULATION_STEPS out where it is given"
     )
 
 

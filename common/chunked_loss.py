@@ -2,7 +2,8 @@
 
 import torch
 
-IGNORED = -100  # a label that counts nowhere
+from common.token_rows import IGNORED
+
 CHUNK = 1024  # tokens whose logits exist at once: 206 MB in fp32 with 50,304 columns
 
 
@@ -10,8 +11,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """Each chunk's logits become their own gradient at once, as in Liger's and Unsloth's kernels, so nothing is computed again."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, labels, vocab_size):
-        wanted = any(ctx.needs_input_grad)
+    def forward(ctx, hidden, weight, labels, vocab_size, wanted):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_hidden = torch.empty_like(hidden) if wanted else None
         of_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wanted else None
@@ -30,7 +30,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope):
         of_hidden, of_weight = ctx.saved_tensors
-        return of_hidden * slope.to(of_hidden.dtype), of_weight.mul_(slope).to(ctx.dtype), None, None
+        return of_hidden * slope.to(of_hidden.dtype), of_weight.mul_(slope).to(ctx.dtype), None, None, None
 
 
 def _loss_and_slopes(states, weight, labels, vocab_size, wanted):
@@ -54,4 +54,5 @@ def summed(hidden, weight, labels, vocab_size):
     hidden: [tokens, width]; weight: [at least vocab_size, width], of the same dtype; labels: int64 [tokens]. Memory beside the
     gradients: 6 bytes a logit of `CHUNK` tokens, and fp32 sums for the weight's gradient.
     """
-    return _SummedCrossEntropy.apply(hidden, weight, labels, vocab_size)
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)  # inside, a weight always says it needs one
+    return _SummedCrossEntropy.apply(hidden, weight, labels, vocab_size, wanted)

@@ -42,9 +42,9 @@ def checkpoint_bytes(trained_parameters, optim, zero_stage, adapter=True, tokeni
     return 2 * trained_parameters + zero_bytes(trained_parameters, optim, zero_stage, gpus) + others
 
 
-def kept_bytes(one, save_total_limit):
-    """Of all checkpoints at the worst moment: those that are kept, the best one, and the one being written."""
-    return one * (save_total_limit + 2)
+def kept_bytes(one, save_total_limit, best=True):
+    """Of all checkpoints at the worst moment: those that are kept, the `best` one where one is, and the one being written."""
+    return one * (save_total_limit + 1 + best)
 
 
 def final_model_bytes(trained_parameters, adapter=True, zero_stage=0, tokenizer_bytes=TOKENIZER_BYTES):

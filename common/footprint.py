@@ -108,5 +108,6 @@ def fewest_gpus(job, memory_gib, most=64):
     if not job.zero.stage:
         return None
     counts = (2**n for n in range(int(math.log2(most)) + 1))
-    return next((n for n in counts if n > job.gpus and n % job.sequence_parallel_size == 0 and of(job.on(n), memory_gib).fits_well), None)
+    possible = (n for n in counts if n > job.gpus and n % job.sequence_parallel_size == 0 and job.divides(n))
+    return next((n for n in possible if of(job.on(n), memory_gib).fits_well), None)
 

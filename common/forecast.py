@@ -29,6 +29,9 @@ def show_work(job, model_name, settings, own_gpus, work_of, tokenizer=None, need
     if needs_bf16:
         require_bf16(accelerator)
     on_hub = model_name.count("/") == 1 and not Path(model_name).is_dir()
+    if not job.divides(count):
+        raise Refusal(f"TRAIN_BATCH_SIZE = {job.train_batch_size} is no multiple of PER_DEVICE_TRAIN_BATCH_SIZE = "
+                      f"{job.per_device_train_batch_size} x {count} GPUs; take another number of them, or change one of the two")
     job, work, missing = replace(job.on(count, accelerator.is_cpu), downloaded=on_hub), None, None
     try:
         work = work_of(job, settings.tokens)

@@ -4,6 +4,7 @@ Parameters have GPT-2's names (Radford et al. 2019), so that `gpt_export` only h
 """
 
 import math
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from common import chunked_loss
+from common.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,21 @@ class Shape:
     gradient_checkpointing: bool = False  # each layer is computed again in the backward pass
 
     padded_vocab_size = property(lambda self: -(-self.vocab_size // 128) * 128)  # a multiple of 128 multiplies faster
+
+
+def require_attention(shape, dtype):
+    """Refuse ATTENTION = "flash" where this machine has no FlashAttention for this dtype, head width and dropout."""
+    if shape.attention != "flash":
+        return
+    some = torch.zeros(1, 1, 8, shape.n_embd // shape.n_head, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with warnings.catch_warnings(action="ignore"), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            F.scaled_dot_product_attention(some, some, some, dropout_p=shape.dropout, is_causal=True)
+    except RuntimeError as error:
+        raise Refusal(
+            f'ATTENTION is "flash", and this machine cannot compute it for heads of width {some.shape[-1]} in {str(dtype)[6:]} '
+            f'with dropout {shape.dropout} ({str(error).splitlines()[0]}); set ATTENTION = "sdpa", which takes the best there is'
+        ) from None
 
 
 class Layer(nn.Module):

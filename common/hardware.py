@@ -82,7 +82,7 @@ def is_mig(environ=os.environ):
 
 def utilisation(environ=os.environ):
     """The share of the last second in which each of the GPUs computed, averaged over them, as nvidia-smi tells it; None without one."""
-    shares = [_gib(share) * 1024 / 100 for _, _, share in _listed(["utilization.gpu"], environ)]
+    shares = [int(share) / 100 for _, _, share in _listed(["utilization.gpu"], environ) if share.isdecimal()]
     return sum(shares) / len(shares) if shares else None
 
 

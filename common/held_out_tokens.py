@@ -9,9 +9,9 @@ import numpy as np
 
 from common import manifest
 from common.refusal import Refusal
+from common.token_rows import IGNORED
 
 MOST_TOKENS = 1_000_000  # 2 MB on the disk; their loss is known to a hundredth of a nat
-IGNORED = -100  # a label that counts nowhere
 AT_ONCE = 1 << 20  # tokens read at a time
 
 

@@ -73,6 +73,10 @@ class Job:
         of_adapters = () if self.lora_r else ("lora_r", "lora_alpha", "load_in_4bit")
         return {f.name.upper(): getattr(self, f.name) for f in fields(self) if f.name not in of_adapters}
 
+    def divides(self, count):
+        """Whether so many GPUs make up TRAIN_BATCH_SIZE with their micro-batches, where it is given."""
+        return not self.train_batch_size or self.train_batch_size % (self.per_device_train_batch_size * count) == 0
+
     def on(self, count, cpu=False):
         """This job on so many GPUs. On a CPU Unsloth has no kernels, no 8-bit optimiser, no packing and nowhere to offload to."""
         if self.train_batch_size:
@@ -86,7 +90,8 @@ class Job:
 
     def changed(self, change):
         """This job with {CONSTANT: value} changed."""
-        return replace(self, **{name.lower(): value for name, value in change.items()})
+        changed = replace(self, **{name.lower(): value for name, value in change.items()})
+        return changed.on(self.gpus) if self.train_batch_size else changed
 
     @property
     def zero_stage(self):

@@ -34,7 +34,10 @@ def ladders(constants):
     batch, accumulation = now("PER_DEVICE_TRAIN_BATCH_SIZE", 1), now("GRADIENT_ACCUMULATION_STEPS", 1)
     rows = batch * accumulation
     smaller = [size for size in range(batch // 2, 0, -1) if rows % size == 0]
-    found.append([{"PER_DEVICE_TRAIN_BATCH_SIZE": size, "GRADIENT_ACCUMULATION_STEPS": rows // size} for size in smaller])
+    if now("TRAIN_BATCH_SIZE"):  # accumulation follows
+        found.append([{"PER_DEVICE_TRAIN_BATCH_SIZE": size} for size in smaller])
+    else:
+        found.append([{"PER_DEVICE_TRAIN_BATCH_SIZE": size, "GRADIENT_ACCUMULATION_STEPS": rows // size} for size in smaller])
     if "GRADIENT_CHECKPOINTING" in constants and now("GRADIENT_CHECKPOINTING") in (False, "none", None):
         found.append([{"GRADIENT_CHECKPOINTING": "true" if now("PRETRAINING") else "unsloth"}])
     if now("LOAD_IN_4BIT") is False:

@@ -80,6 +80,14 @@ def require_bf16():
         raise Refusal(f"{name} has no bf16, in which this recipe trains; take an Ampere GPU or newer (RTX 30, A100, L4, H100)")
 
 
+def require_fp16():
+    """Refuse fp16 on a CPU, where DeepSpeed does not scale a loss."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Refusal('PRECISION is "fp16", which is for GPUs older than bf16, and there is no GPU here; set PRECISION = "bf16"')
+
+
 def add_lora(model, r, lora_alpha, lora_dropout, target_modules, gradient_checkpointing="unsloth", seed=42, revision=None):
     """The model with a fresh LoRA adapter on `target_modules`; a model that already has one is returned as it is.
 

@@ -182,12 +182,14 @@ def make(job, model_name, accelerator, came_from, workload=None, missing=None, u
         course, course.time.gpu_hours * price if price and course.steps else None,
         job.gpus * price / 3600 / course.time.tokens_per_second * 1e6 if price else None,
         disk_of(job, workload, course.steps, tokenizer_bytes), host_of(job, taken.free),
-        [_elsewhere(job, count, kind, workload) for count, kind in accelerators.COMPARED if count % job.sequence_parallel_size == 0],
+        [_elsewhere(job, count, kind, workload) for count, kind in accelerators.COMPARED
+         if count % job.sequence_parallel_size == 0 and job.divides(count)],
     )  # fmt: skip
 
 
 def _elsewhere(job, count, kind, workload):
-    """The same constants on `count` other GPUs: as many rows on each, so with more of them fewer and larger steps."""
+    """The same constants on `count` other GPUs: as many rows on each, so with more of them fewer and larger steps, unless TRAIN_BATCH_SIZE
+    fixes these."""
     other = job.on(count)
     taken, course = footprint.of(other, kind.memory_gib), course_of(other, kind, workload)
     return {
@@ -205,7 +207,8 @@ def disk_of(job, workload=None, steps=None, tokenizer_bytes=None):
     one = disk_needs.checkpoint_bytes(trained, job.optim, job.zero_stage, adapter, beside, job.gpus, small, job.model, job.load_in_4bit)
     limit = job.save_total_limit if job.keep_local else 1
     saves = steps and -(-steps // job.save_steps)  # and one at the end
-    found = {"checkpoints": disk_needs.kept_bytes(one, limit) if not saves else min(disk_needs.kept_bytes(one, limit), one * saves)}
+    kept = disk_needs.kept_bytes(one, limit, best=not job.pretraining)
+    found = {"checkpoints": kept if not saves or job.pretraining else min(kept, one * saves)}  # files ask for more of pretraining
     found["final_model"] = disk_needs.final_model_bytes(trained, adapter, job.zero_stage, beside)
     if adapter and job.merge:
         found["merged_model"] = disk_needs.merged_model_bytes(job.model, beside)
@@ -241,7 +244,8 @@ def fix(job, accelerator, changes):
     enough = footprint.fewest_gpus(job, accelerator.memory_gib)
     larger = (
         (n, kind) for n, kind in accelerators.ADVISED
-        if n % job.sequence_parallel_size == 0 and kind.name != accelerator.name and footprint.of(job.on(n), kind.memory_gib).fits_well
+        if n % job.sequence_parallel_size == 0 and job.divides(n) and kind.name != accelerator.name
+        and footprint.of(job.on(n), kind.memory_gib).fits_well
     )  # fmt: skip
     others = [f"{enough} x {accelerator.name}"] * bool(enough) + [f"{n} x {kind.name}" for n, kind in larger][:1]
     return f"No constant is enough; take {' or '.join(others or ['a smaller model'])}."

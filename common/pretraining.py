@@ -1,7 +1,9 @@
 """Pretraining on rows of tokens: transformers' Trainer where it has to differ, and what such a run says of itself."""
 
 import math
+import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,7 @@ class Pretraining(Trainer):
         self.end_of_text = end_of_text
         self.bytes_of_tokens = None if bytes_of_tokens is None else torch.from_numpy(np.asarray(bytes_of_tokens, dtype=np.int64))
         rows, seed = self.train_dataset, self.args.seed
-        self.steps_per_epoch = -(-len(rows) // rows_per_step)
-        batches.draw(self, self.steps_per_epoch * rows_per_step, lambda epoch: rows.order(seed, epoch, rows_per_step))
+        batches.draw(self, rows.steps(rows_per_step) * rows_per_step, lambda epoch: rows.order(seed, epoch, rows_per_step))
 
     def get_decay_parameter_names(self, model):
         """Matrices and embeddings; biases and norms are not pulled to zero."""
@@ -37,16 +38,21 @@ class Pretraining(Trainer):
         count = sum((batch["labels"] != chunked_loss.IGNORED).sum() for batch in batch_samples).to(device)
         return self.accelerator.reduce(count, "sum").clamp(min=1)
 
+    def export(self, directory):
+        """Write the model as it is, and its tokenizer, on rank 0: under ZeRO-2 every rank has it whole, and after a run's end no engine."""
+        if self.args.should_save:
+            self._save(directory)
+
     def _save(self, output_dir=None, state_dict=None):
-        directory = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
-        gpt_export.save(model.state_dict() if state_dict is None else state_dict, model.shape, directory, self.end_of_text)
+        gpt_export.save(model.state_dict() if state_dict is None else state_dict, model.shape, Path(output_dir), self.end_of_text)
         if self.processing_class is not None:
-            self.processing_class.save_pretrained(directory)
+            self.processing_class.save_pretrained(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         model = self.accelerator.unwrap_model(model or self.model)
         state = load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        model.to(state["transformer.ln_f.weight"].dtype)
         model.load_state_dict(gpt_export.from_hugging_face(state, model.shape.padded_vocab_size))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
@@ -81,26 +87,26 @@ class Files(TrainerCallback):
 
     def __init__(self, rows, rows_per_step, seed, every=None):
         self.rows, self.rows_per_step, self.seed, self.every = rows, rows_per_step, seed, every
-        self.epoch, self.ends, self.now = None, None, 0
+        self.epoch, self.ends = None, None
+        self.now = self.all = self.tokens_now = 0
 
     def on_step_end(self, args, state, control, **kwargs):
         before, self.now = self.done(state.global_step - 1), self.done(state.global_step)
-        state.num_input_tokens_seen = self.tokens(state.global_step)
+        state.num_input_tokens_seen = self.tokens_now = self.tokens(state.global_step)
+        self.all = math.ceil(len(self.rows.shards) * state.max_steps / self.rows.steps(self.rows_per_step))
         if state.global_step >= state.max_steps or (self.every and self.now // self.every > before // self.every):
             control.should_save = True
 
     def done(self, step):
         """Files that are wholly trained after `step` optimiser steps; one that comes again in the next epoch counts again."""
-        steps_per_epoch = -(-len(self.rows) // self.rows_per_step)
-        epoch, step = divmod(step, steps_per_epoch)
+        epoch, step = divmod(step, self.rows.steps(self.rows_per_step))
         if epoch != self.epoch:
             self.epoch, self.ends = epoch, self.rows.shard_ends(self.seed, epoch)
         return epoch * len(self.ends) + int(np.searchsorted(self.ends, step * self.rows_per_step, side="right"))
 
     def tokens(self, step):
         """Tokens learned after `step` optimiser steps, but for the few that stand twice at the ends of files."""
-        steps_per_epoch = -(-len(self.rows) // self.rows_per_step)
-        epochs, step = divmod(step, steps_per_epoch)
+        epochs, step = divmod(step, self.rows.steps(self.rows_per_step))
         return epochs * self.rows.targets + min(step * self.rows_per_step * self.rows.context, self.rows.targets)
 
 
@@ -118,23 +124,31 @@ def meter(files, model, ranks):
     """
     found = accelerators.found()
     peak = found[1].peak_tflops * 1e12 * ranks if found and found[1].peak_tflops else None
-    each = compute.palm_flops_per_token(model, model.max_position_embeddings)
+    each, busy = compute.palm_flops_per_token(model, model.max_position_embeddings), deque(maxlen=1)
+
+    def watch():  # beside the training: nvidia-smi takes a tenth of a second, and a GPU that waits for it is idle
+        while (share := hardware.utilisation()) is not None:
+            busy.append(share)
+            time.sleep(5)
+
+    if found and is_rank_0():
+        threading.Thread(target=watch, daemon=True).start()
 
     def more(speed):
-        figures, words = {"files": files.now}, f"files {files.now}"
+        figures = {"files": files.now, "tokens": files.tokens_now}
+        words = f"files {files.now} of {files.all}"
         if peak:
             figures["mfu"] = round(speed * each / peak, 4)
             words += f"  MFU {figures['mfu']:.1%}"
-        busy = hardware.utilisation() if found else None
-        if busy is not None:
-            figures["gpu_utilisation"] = round(busy, 2)
-            words += f"  GPU busy {busy:.0%}"
+        if busy:
+            figures["gpu_utilisation"] = round(busy[-1], 2)
+            words += f"  GPU busy {busy[-1]:.0%}"
         return figures, words + "  "
 
     return more
 
 
-def announce(trainer, run, data):
+def announce(trainer, files, data):
     """Say what is really run - parameters, steps, tokens a step, files - and warn of what its numbers make pointless; returns the steps."""
     args, shape, rows = trainer.args, trainer.model.shape, data.train
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -157,6 +171,9 @@ def announce(trainer, run, data):
     if is_rank_0():
         for text in pointless(steps, args.warmup_steps, args.eval_steps if data.validation else None, args.save_steps if save else None):
             warn(text)
+        if not save and not (files.every and files.done(steps) >= files.every):
+            warn(f"the first checkpoint is the end's: {files.done(steps)} of CHECKPOINT_EVERY_FILES = {files.every} files are done by "
+                 f"then; set SAVE_STEPS, to {max(1, steps // 10)} for example")  # fmt: skip
     return steps
 
 
@@ -187,4 +204,5 @@ def finish(trainer, run, data, constants, beginnings, seed):
     run_directory.write_json(run.samples, written)
     for sample in written:
         say(f"  | {safe_text.visible(sample['beginning'])}[[{safe_text.visible(sample['text'])}]]".replace("\n", "\n  | "))
-    return {"export_difference": distance}
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    return {"export_difference": distance, "eval_loss": losses[-1] if losses else None}

@@ -33,7 +33,7 @@ class Skipped:
     def add(self, source, line, reason):
         self.counts[reason] += 1
         if len(self.first) < NAMED:
-            self.first.append({"file": source.name, "line": line, "reason": reason})
+            self.first.append({"file": source.shown, "line": line, "reason": reason})
 
 
 def batches(source, column, skipped):
@@ -69,12 +69,13 @@ def _rows(source, file, column, skipped):
     table = pyarrow.parquet.ParquetFile(file)
     columns = table.schema_arrow
     if column not in columns.names:
-        raise Refusal(f"{source.name} has no column {column!r}; it has {', '.join(columns.names[:20])}: set TEXT_FIELD to one of these")
+        raise Refusal(f"{source.shown} has no column {column!r}; it has {', '.join(columns.names[:20])}: set TEXT_FIELD to one of these")
     kind = columns.field(column).type
     if pyarrow.types.is_dictionary(kind):
         kind = kind.value_type
     if str(kind) not in ("string", "large_string", "string_view", "binary", "large_binary"):
-        raise Refusal(f"the column {column!r} of {source.name} is of {columns.field(column).type}, not text; set TEXT_FIELD to one that is")
+        kind = columns.field(column).type
+        raise Refusal(f"the column {column!r} of {source.shown} is of {kind}, not text; set TEXT_FIELD to one that is")
     row = 0
     for batch in table.iter_batches(batch_size=ROWS, columns=[column], use_threads=False):
         for document in batch.column(0).cast(kind).cast(pyarrow.large_binary()).to_pylist():
@@ -101,7 +102,7 @@ def _lines(source, file, column, skipped):
             continue
         if not isinstance(row, dict) or column not in row:
             if not found and number == 1 and isinstance(row, dict):
-                raise Refusal(f"{source.name} has no field {column!r} in its first line; it has {', '.join(list(row)[:20])}: "
+                raise Refusal(f"{source.shown} has no field {column!r} in its first line; it has {', '.join(list(row)[:20])}: "
                               "set TEXT_FIELD to one of these")  # fmt: skip
             skipped.add(source, number, f"no field {column!r}" if isinstance(row, dict) else "not an object")
             continue

@@ -48,8 +48,13 @@ def write(directory, name, tokens, ends, *, text_bytes, tokenizer, vocab_size, e
 
 
 def is_written(directory, name):
-    """Whether the shard `name` is there whole."""
-    return (Path(directory) / f"{name}.json").is_file()
+    """Whether the shard `name` is there whole, by the sizes of its files."""
+    directory = Path(directory)
+    try:
+        shard_formats.recognise(directory / f"{name}.bin")
+    except Refusal:
+        return False
+    return (directory / f"{name}.json").is_file() and (directory / f"{name}.docs.npy").is_file()
 
 
 def find(places, max_files=None):
@@ -102,7 +107,11 @@ def examine(shards):
 
     Raises `Refusal` for one of our own that is not as it was written.
     """
-    with ThreadPoolExecutor(hardware.cpu_cores()) as threads:
+    from filelock import FileLock
+
+    remembered = cache.root() / "examined"
+    remembered.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{remembered}.lock"), ThreadPoolExecutor(hardware.cpu_cores()) as threads:  # the ranks of a machine: one reads
         found = dict(zip([shard.path for shard in shards], threads.map(_examined, shards), strict=True))
     for shard in shards:
         if shard.xxh3_128 and found[shard.path]["xxh3_128"] != shard.xxh3_128:

@@ -79,7 +79,7 @@ class Store(Objects):
         manifest.write_whole(Path(directory) / manifest.NAME, text)
         return found
 
-    def download_files(self, key, directory, max_files=None, progress=None, choose=None):
+    def download_files(self, key, directory, max_files=None, progress=None, choose=None, setting="OUTPUT_DIR"):
         """Bring the first `max_files` (None: all) objects below `key`, by name, that no manifest of ours describes; returns one.
 
         choose: names -> those wanted, before they are counted. They are compared with the size and checksum that the store reports, and
@@ -96,18 +96,18 @@ class Store(Objects):
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
             facts = pool.map(lambda n: self._persist(what, lambda: self._describe(_join(key, n))), names)
             files = dict(zip(names, facts, strict=True))
-        self._fetch(key, directory, files, progress)
+        self._fetch(key, directory, files, progress, setting)
         manifest.write(directory, files, source=self.uri(key))
         return manifest.read(directory)
 
     # directories
 
-    def _fetch(self, key, directory, files, progress):
+    def _fetch(self, key, directory, files, progress, setting="OUTPUT_DIR"):
         """Bring `files` ({name: {"size", "crc32c"}}) from below `key` into `directory`, several at once, each verified."""
         directory = Path(directory)
         missing = {name: facts for name, facts in files.items() if not is_whole(directory / name, facts)}
         left = sum(facts["size"] - size_up_to(part_of(directory / name), facts["size"]) for name, facts in missing.items())
-        hardware.require_disk(directory, left / 1e9, f"the download of {self.uri(key)}")
+        hardware.require_disk(directory, left / 1e9, f"the download of {self.uri(key)}", setting)
         stopped = threading.Event()
         with _progress(f"downloading {self.uri(key)}", left, progress) as moved, ThreadPoolExecutor(FILES_AT_ONCE) as pool:
 

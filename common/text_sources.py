@@ -30,6 +30,15 @@ class Source:
     stamp: str
 
     @property
+    def shown(self):
+        """The name without what may be secret: keys before an @, and what stands after the ? of an address (signatures, tokens)."""
+        return buckets.masked(self.name.partition("?")[0] if "://" in self.name else self.name)
+
+    def facts(self):
+        """Which file it is, as it may be written down."""
+        return {"name": self.shown, "size": self.size, "stamp": self.stamp}
+
+    @property
     def suffix(self):
         """What kind of file it is, without the compression: ".jsonl"."""
         parts = Path(self.name.partition("?")[0].lower())
@@ -83,7 +92,8 @@ def refusal(name, error):
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and (getattr(cause, "status", 404) != 404 or "Connect" in type(cause).__name__):
         error = cause  # fsspec's HTTP takes every failure for a file that is not there
-    name, kind, words = buckets.masked(name), type(error).__name__, str(error)
+    words = str(error).replace(name, "…")
+    name, kind = buckets.masked(name.partition("?")[0] if "://" in name else name), type(error).__name__
     remote = "://" in name and not name.startswith("file://")
     status = getattr(error, "status", None) or getattr(error, "code", None)
     if isinstance(error, FileNotFoundError):

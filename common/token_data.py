@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from common.refusal import Refusal
 from common.run_directory import read_json, write_json
 from common.token_rows import TokenRows
 
+VALIDATION = re.compile(r"(?<![a-z])val(id|idation)?(?![a-z])", re.IGNORECASE)  # in a name: val.bin, fineweb_val_000000.bin
 PYTHON_LIBRARY = "python-library"  # in TRAIN_FILES: the standard library's sources, tokenised here
 SHOWN = 50  # files whose names stand in data.json
 
@@ -56,7 +58,8 @@ class TokenData:
         lines = []
         for name, found in self.statistics["splits"].items():
             documents = f", {found['documents']:,} documents" if found["documents"] else ""
-            lines.append(f"{name:<10} {found['tokens']:,} tokens in {found['files']:,} files{documents}: {found['rows']:,} rows")
+            named = f" ({', '.join(self.statistics['held_out_files'][:3])}{', …' * (found['files'] > 3)})" * (name == "validation")
+            lines.append(f"{name:<10} {found['tokens']:,} tokens in {found['files']:,} files{named}{documents}: {found['rows']:,} rows")
         digest = self.statistics["tokenizer"]["digest"]
         named = f"tokenizer {digest}" if self.tokenizer else "no tokenizer"
         lines.append(f"{named}, {self.vocab_size:,} tokens; documents end with token {self.end_of_text}")
@@ -87,7 +90,7 @@ def read(files, tokenizer, context, validation_files, max_files, eval_tokens, se
     rows = TokenRows(trained, context, end_of_text)
     validation = TokenRows(held, context, end_of_text, eval_tokens) if held else None
     contents = [[examined[shard.path]["xxh3_128"] for shard in part] for part in (trained, held)]
-    key = hashlib.sha256(json.dumps([contents, context, eval_tokens if held else None, vocab_size, end_of_text, seed]).encode())
+    key = hashlib.sha256(json.dumps([contents, context, vocab_size, end_of_text, seed]).encode())
     statistics = {
         "kind": "tokens", "context": context,
         "tokenizer": {"digest": digest, "vocab_size": vocab_size, "end_of_text": end_of_text},
@@ -151,7 +154,7 @@ def bytes_of_tokens(directory, vocab_size):
 def _divided(files, validation_files, max_files, seed):
     """([Shard] to train on, [Shard] held out)."""
     names = shards.files_of(files)
-    named = [path for path in names if "val" in path.stem.lower()]
+    named = [path for path in names if VALIDATION.search(path.stem)]
     if named:
         chosen, held = [path for path in names if path not in named], named * bool(validation_files)
     else:
@@ -192,7 +195,8 @@ def _vocabulary(directory, found):
     ours = next(iter(said.values()), None)
     if directory is None:
         if ours is None:
-            raise Refusal(f'{found[0].path} does not say of which tokenizer its tokens are; name it: TOKENIZER = "gpt2", or a directory')
+            raise Refusal(f'{found[0].path} does not say of which tokenizer its tokens are; name it, for example TOKENIZER = '
+                          '"openai-community/gpt2", or a directory')  # fmt: skip
         return ours.tokenizer, ours.vocab_size, ours.end_of_text
     encoder = encoding.facts(directory)
     if ours is not None and ours.tokenizer != encoder.digest:

@@ -29,6 +29,10 @@ class TokenRows:
     def __len__(self):
         return int(self.starts[-1])
 
+    def steps(self, rows_per_step):
+        """Optimiser steps of an epoch."""
+        return -(-len(self) // rows_per_step)
+
     def __getitems__(self, indices):
         """{"input_ids", "labels"}: int64 [n, context] each, for n row numbers. Number len(self) is a row in which nothing is learned."""
         import torch

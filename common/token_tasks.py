@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +26,7 @@ GROUP = 64 << 20  # bytes of small files in one task; a larger file is one
 PIECES = 1000  # shards of a task: three digits in their names
 INDEX, SKIPPED = "index.json", "skipped.jsonl"
 # .name.123 is what a killed process left
+ENDING = re.compile(r"\.(bin|docs\.npy|json|npz|ds|ds\.index|ds\.metadata)$")  # of the files of one shard
 OURS = re.compile(r"\.?(?:shard-(\d{5})-\d{3}\.(?:bin|docs\.npy|json)|task-(\d{5})\.json)(?:\.\d+)?")
 
 
@@ -84,7 +85,7 @@ def done(task, settings):
     """What task-TTTTT.json says where this task was done from these sources with these settings and its shards are there, else None."""
     try:
         facts = json.loads(_record(settings.output, task.number).read_text(encoding="utf-8"))
-        same = (FORMAT, [asdict(source) for source in task.sources], settings.facts())
+        same = (FORMAT, [source.facts() for source in task.sources], settings.facts())
         if (facts["format"], facts["sources"], facts["settings"]) == same and all(
             shards.is_written(Path(settings.output), name) for name in facts["shards"]
         ):
@@ -106,11 +107,11 @@ def run(task, settings, quiet=False):
     skipped, writer = raw_text.Skipped(), _Writer(task.number, settings, encoder)
     for source in task.sources:
         for documents in raw_text.batches(source, settings.column, skipped):
-            writer.add(source.name, documents)
+            writer.add(source.shown, documents)
         if not text_sources.is_same(source):
-            raise Refusal(f"{source.name} was changed while it was read; start again when nobody writes to it: tasks that are done stay")
+            raise Refusal(f"{source.shown} was changed while it was read; start again when nobody writes to it: tasks that are done stay")
     writer.flush()
-    facts = {"format": FORMAT, "sources": [asdict(source) for source in task.sources], "settings": settings.facts(), **writer.facts(),
+    facts = {"format": FORMAT, "sources": [source.facts() for source in task.sources], "settings": settings.facts(), **writer.facts(),
              "skipped": dict(skipped.counts), "first_skipped": skipped.first}  # fmt: skip
     _write(_record(settings.output, task.number), facts)
     return facts
@@ -178,7 +179,7 @@ def finish(tasks, settings):
     records = [done(task, settings) for task in tasks]
     missing = [task for task, record in zip(tasks, records, strict=True) if record is None]
     if missing:
-        raise Refusal(f"{len(missing)} of {len(tasks)} tasks are not done, the first of {missing[0].sources[0].name}; start again")
+        raise Refusal(f"{len(missing)} of {len(tasks)} tasks are not done, the first of {missing[0].sources[0].shown}; start again")
     _forget(settings.output, lambda number: number >= len(tasks))
     counts = sum((Counter(record["skipped"]) for record in records), Counter())
     totals = {key: sum(record[key] for record in records) for key in ("documents", "tokens", "text_bytes")}
@@ -220,8 +221,7 @@ def first_shards(names, count):
 
 def _stem(name):
     """What the files of one shard have in common: shard-00000-000 of shard-00000-000.docs.npy."""
-    path = PurePosixPath(name)
-    return str(path.with_name(path.name.partition(".")[0]))
+    return ENDING.sub("", name)
 
 
 def _forget(output, which):

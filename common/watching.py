@@ -162,8 +162,9 @@ class Watch(TrainerCallback):
             found, words = self.more(speed) if self.more else ({}, "")
             figures |= found
             logs |= {name: figures[name] for name in ("tokens_per_second", "memory_gb", *found)}  # for the trackers too
+            norm = f"grad {figures['grad_norm']:.2f}  " if isinstance(figures["grad_norm"], float) else ""
             self._write(
-                f"loss {loss:.4f}  lr {figures['learning_rate']:.2e}  {speed:,.0f} tokens/s  {figures['memory_gb']:.1f} GB  {words}"
+                f"loss {loss:.4f}  lr {figures['learning_rate']:.2e}  {norm}{speed:,.0f} tokens/s  {figures['memory_gb']:.1f} GB  {words}"
                 f"{self._left(now - self.start, state)} left", state,
             )  # fmt: skip
             self.losses.append(loss)

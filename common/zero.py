@@ -67,12 +67,13 @@ def check(path, **constants):
     return config
 
 
-def facts(config, path, hidden_size, alone=False):
+def facts(config, path, hidden_size, alone=False, most=3):
     """The `job.Zero` of what `check` returned of a `path`: its stage, offloading and buckets, DeepSpeed's defaults where it is silent.
 
     "auto" is what transformers makes of it (integrations/deepspeed.py): buckets of hidden_size², a prefetch of nine tenths of that, and
     tensors of ten times hidden_size kept whole; any other "auto" DeepSpeed drops, and takes its default.
-    alone: one GPU runs under DeepSpeed too. Raises `Refusal` for a value that DeepSpeed would not take.
+    alone: one GPU runs under DeepSpeed too; most: the highest stage that the recipe can save. Raises `Refusal` for a higher one, and for a
+    value that DeepSpeed would not take.
     """
     asked, square = _section(config, "zero_optimization", "zero_optimization", path), hidden_size**2
     automatic = {
@@ -90,6 +91,9 @@ def facts(config, path, hidden_size, alone=False):
         key = error.errors()[0]["loc"][0]
         wanted = _ZeroOptimization.model_fields[key].description
         raise Refusal(f"{path} says zero_optimization.{key} = {json.dumps(given[key])[:100]}; it must be {wanted}") from None
+    if found.stage > most:
+        raise Refusal(f"{path} says zero_optimization.stage = {found.stage}; this recipe saves the weights that every rank has whole, "
+                      f"up to stage {most}: write that there")  # fmt: skip
     return Zero(
         found.stage, alone, _offloads(found.offload_optimizer, found.cpu_offload), _offloads(found.offload_param, found.cpu_offload_param),
         found.stage == 3 if found.overlap_comm is None else found.overlap_comm, found.reduce_bucket_size,

@@ -89,7 +89,7 @@ def download():
     store = storage.open_store(DOWNLOAD)
     store.check_readable()
     try:
-        files = store.download_files("", OUTPUT, choose=lambda names: token_tasks.first_shards(names, MAX_FILES))["files"]
+        files = store.download_files("", OUTPUT, choose=lambda names: token_tasks.first_shards(names, MAX_FILES), setting="OUTPUT")["files"]
     except storage.StorageError as error:
         if refusal.is_disk_full(error):
             raise Refusal(f"the disk of OUTPUT, {OUTPUT}, is full; free some space there and start again: files that came stay") from None

@@ -60,7 +60,7 @@ DS_CONFIG: str = "ds_configs/gpt_pretrain.json"  # ZeRO-2, on one GPU too
 OUTPUT_DIR: str = "outputs"
 RUN_NAME: str | None = None  # None is gpt_pretrain; a name that is taken gets -2, -3, …
 CHECKPOINT_EVERY_FILES: PositiveInt | None = 5  # whenever five more files are trained; None leaves it to SAVE_STEPS
-SAVE_STEPS: PositiveInt | None = None  # as well as, or instead of, after files
+SAVE_STEPS: PositiveInt | None = 1000  # and every so many optimiser steps, for few and large files; None leaves it to files
 SAVE_TOTAL_LIMIT: PositiveInt = 3  # on this disk, 21 GB each for 1.3 billion parameters
 CHECKPOINT_URI: str | None = None  # gs://bucket/Checkpoints, s3://… or file:///…: every checkpoint is uploaded, and verified
 KEEP_LOCAL: bool = True  # False removes from this disk what is verified in the store, but for the newest checkpoint
@@ -87,6 +87,7 @@ TINY = {
     "LEARNING_RATE": 6e-3,  # small models take large steps
     "WARMUP_STEPS": 50,
     "CHECKPOINT_EVERY_FILES": 2,
+    "SAVE_STEPS": None,
     "EVAL_STEPS": 200,
     "SAMPLES": ["", "import ", "class ", "    def __init__(self"],
 }
@@ -97,7 +98,7 @@ def main(**overrides):
     settings = constants.resolve(globals(), overrides)  # from here on the capitals hold the resolved values
     versions.check()
     ranks, bf16 = launch.ranks(settings), PRECISION == "bf16"
-    accumulation = batches.accumulation(TRAIN_BATCH_SIZE, PER_DEVICE_TRAIN_BATCH_SIZE, ranks, GRADIENT_ACCUMULATION_STEPS)
+    accumulation = GRADIENT_ACCUMULATION_STEPS or max(1, TRAIN_BATCH_SIZE // (PER_DEVICE_TRAIN_BATCH_SIZE * ranks))
     settings.values["GRADIENT_ACCUMULATION_STEPS"] = accumulation  # as it is from here on
     model_name = f"{MODEL_NAME}, changed" if NUM_HIDDEN_LAYERS or HIDDEN_SIZE or NUM_ATTENTION_HEADS else MODEL_NAME
 
@@ -111,7 +112,7 @@ def main(**overrides):
         )  # fmt: skip
 
     def job(vocab_size=None):  # what decides memory and time; the constants of this file are in it by their names
-        shared = zero.facts(ds_json(), DS_CONFIG, sizes().hidden_size, alone=True)
+        shared = zero.facts(ds_json(), DS_CONFIG, sizes().hidden_size, alone=True, most=2)
         return Job.of(sizes(vocab_size), settings.values, loss="gpt", pretraining=True, packing=True, dropout=DROPOUT, zero=shared,
                       save_steps=SAVE_STEPS or 500, eval_steps=EVAL_STEPS if VALIDATION_FILES else None)  # fmt: skip
 
@@ -123,6 +124,7 @@ def main(**overrides):
         meant_for = "cpu" if settings.tiny else "8xH100"
         return forecast.show_work(job(found.vocab_size), model_name, settings, meant_for, found.workload, needs_bf16=bf16)
 
+    batches.require_product(TRAIN_BATCH_SIZE, PER_DEVICE_TRAIN_BATCH_SIZE, ranks, accumulation)
     run_name = RUN_NAME or settings.default_run_name
     resume.check(run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)  # a wrong name, path or key is said now
     resume.require_fixed(resume.peek(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI), settings.values)
@@ -145,9 +147,15 @@ def main(**overrides):
     from common import checkpoints, gpt, model_card, models, pretraining, report, tracking, watching
 
     models.quiet()
+    on_gpu = torch.cuda.is_available()
     if bf16:
         models.require_bf16()
-    on_gpu = torch.cuda.is_available()
+    else:
+        models.require_fp16()
+    size = sizes(data.vocab_size)
+    shape = gpt.Shape(data.vocab_size, MAX_SEQ_LENGTH, size.hidden_size, size.num_hidden_layers, size.num_attention_heads, DROPOUT,
+                      ATTENTION, GRADIENT_CHECKPOINTING == "true")  # fmt: skip
+    gpt.require_attention(shape, torch.bfloat16 if bf16 else torch.float16)
     if not on_gpu:
         hardware.keep_freed_memory()  # a third faster
     args = TrainingArguments(
@@ -190,9 +198,6 @@ def main(**overrides):
         for sentence in resume.changed_constants(checkpoint, settings.values, data.key, args.world_size, sharded=True, packing=False):
             log.warn(sentence)
     set_seed(SEED)
-    size = sizes(data.vocab_size)
-    shape = gpt.Shape(data.vocab_size, MAX_SEQ_LENGTH, size.hidden_size, size.num_hidden_layers, size.num_attention_heads, DROPOUT,
-                      ATTENTION, GRADIENT_CHECKPOINTING == "true")  # fmt: skip
     with memory.advice(**settings.values, PRETRAINING=True):
         model = gpt.GPT(shape)
     if on_gpu if TORCH_COMPILE is None else TORCH_COMPILE:
@@ -207,22 +212,22 @@ def main(**overrides):
         model=model, args=args, train_dataset=data.train, eval_dataset=data.validation, processing_class=tokenizer,
         end_of_text=data.end_of_text, bytes_of_tokens=data.bytes_of_tokens(), rows_per_step=TRAIN_BATCH_SIZE,
     )  # fmt: skip
+    set_seed(SEED + args.process_index)  # of dropout: another mask on every rank
     files = pretraining.Files(data.train, TRAIN_BATCH_SIZE, SEED, CHECKPOINT_EVERY_FILES)
     trainer.add_callback(files)
     watching.attach(trainer, run, more=pretraining.meter(files, size, args.world_size), larger="LEARNING_RATE")
     kept = checkpoints.Checkpoints(trainer, run, settings.values, data.key, PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size,
                                    SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)  # fmt: skip
-    steps = pretraining.announce(trainer, run, data)
+    steps = pretraining.announce(trainer, files, data)
     with kept.secured():  # whatever happens from here on, what is committed gets to the store
         with run.recording(log.warnings, active=log.is_rank_0()):
             with memory.advice(**settings.values, PRETRAINING=True):
                 kept.train(checkpoint, steps)  # resumes, commits, uploads, heeds signals
             figures = watching.figures(trainer)  # refuses a NaN loss
-            trainer.save_model(str(run.final_model))
+            trainer.export(run.final_model)
+            figures |= launch.rank_0_decides(lambda: pretraining.finish(trainer, run, data, settings.values, SAMPLES, SEED))
             if log.is_rank_0():
-                figures |= pretraining.finish(trainer, run, data, settings.values, SAMPLES, SEED)
                 run.update(**figures)
-            launch.wait_for_all()
         if log.is_rank_0():
             model_card.write(run.final_model, run)
             log.say(f"report: {report.write(run)}; judge every checkpoint: bash eval/eval_all_checkpoints.sh {run.path}")

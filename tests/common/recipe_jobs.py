@@ -26,7 +26,7 @@ JOBS = {
     )),
     "gpt_pretrain": ("8xH100", Job(
         model=read("gpt-1.2B"), max_seq_length=2048, per_device_train_batch_size=8, gradient_accumulation_steps=2, dropout=0.1,
-        loss="chunked", pretraining=True, zero=Zero(2, alone=True, overlap_comm=True),
+        loss="gpt", pretraining=True, packing=True, train_batch_size=128, zero=Zero(2, alone=True, overlap_comm=True),
     )),
     "llama32_qlora": ("RTX 3060", Job(
         model=read("meta-llama/Llama-3.2-3B-Instruct"), max_seq_length=2048, per_device_train_batch_size=2, gradient_accumulation_steps=4,

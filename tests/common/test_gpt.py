@@ -78,7 +78,7 @@ def test_the_four_sizes_have_the_parameters_that_are_said(name):
 
 
 @pytest.mark.parametrize("tokens", [1, 100, chunked_loss.CHUNK, chunked_loss.CHUNK + 1, 2500])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_chunked_loss_is_the_plain_one(tokens, dtype):
     torch.manual_seed(tokens)
     hidden = torch.randn(tokens, 32, dtype=dtype, requires_grad=True)
@@ -130,3 +130,13 @@ def test_it_learns_to_copy():
     ids, labels = batch(64)
     right = (model.eval()(ids)["logits"].argmax(-1) == labels).float()
     assert right[:, 12:].mean() > 0.95 and right[:, :11].mean() < 0.3
+
+
+def test_an_evaluation_makes_no_gradients(monkeypatch):
+    asked = []
+    plainly = chunked_loss._loss_and_slopes
+    monkeypatch.setattr(chunked_loss, "_loss_and_slopes", lambda *arguments: asked.append(arguments[-1]) or plainly(*arguments))
+    model, (ids, labels) = made(), some_rows()
+    with torch.no_grad():
+        without = model(ids, labels)["loss"].item()
+    assert asked == [False] and model(ids, labels)["loss"].item() == without and asked[1] is True

@@ -282,3 +282,10 @@ def test_no_sources_are_a_sentence(tmp_path):
         text_sources.find([])
     with pytest.raises(Refusal, match=f"there are no files in {tmp_path}"):
         read(tmp_path)
+
+
+def test_what_is_secret_in_an_address_is_not_written_down():
+    source = text_sources.Source("https://me:key@example.org/a/b.jsonl?X-Amz-Signature=abc", 10, "1")
+    assert "key" not in source.shown and "abc" not in source.shown and source.shown.endswith("example.org/a/b.jsonl")
+    assert source.facts() == {"name": source.shown, "size": 10, "stamp": "1"}
+    assert text_sources.Source("data/what?.txt", 10, "1").shown == "data/what?.txt"

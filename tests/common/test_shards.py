@@ -323,3 +323,10 @@ def test_a_disk_that_fails_while_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_formats.Shard, "array", fails)
     with pytest.raises(Refusal, match="a.bin cannot be read .*Input/output error"):
         shards.examine(found)
+
+
+def test_a_shard_that_was_cut_counts_as_not_written(tmp_path):
+    path = token_files.own(tmp_path, "shard-00000-000", np.arange(100, dtype=np.uint16), 1000)
+    assert shards.is_written(tmp_path, path.stem)
+    os.truncate(path, 100)
+    assert not shards.is_written(tmp_path, path.stem)

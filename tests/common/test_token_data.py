@@ -164,8 +164,8 @@ def test_the_key_is_of_the_tokens_and_what_is_made_of_them(tmp_path, tokenizer):
         return read(*(places or [place]), **{"tokenizer": directory, "validation_files": 2} | more).key
 
     first = key()
-    others = [key(seed=2), key(context=17), key(max_files=3), key(validation_files=1), key(validation_files=0), key(eval_tokens=50)]
-    assert len({first, *others}) == 7 and first == key() == key(max_files=4)
+    others = [key(seed=2), key(context=17), key(max_files=3), key(validation_files=1), key(validation_files=0)]
+    assert len({first, *others}) == 6 and first == key() == key(max_files=4) == key(eval_tokens=50)
     shutil.copytree(place, tmp_path / "elsewhere" / "b")
     assert key(tmp_path / "elsewhere" / "b") == first == key(place / "*.bin")
     tokens = np.fromfile(place / "train_003.bin", "<u2")
@@ -291,7 +291,7 @@ def test_another_tokenizer_than_the_shards(tmp_path, tokenizer):
 
 def test_no_tokenizer_for_files_that_name_none(tmp_path):
     foreign(tmp_path / "a", [100, 100])
-    with pytest.raises(Refusal, match=r'train_00.*.bin does not say of which tokenizer its tokens are; name it: TOKENIZER = "gpt2"'):
+    with pytest.raises(Refusal, match=r'train_00.*.bin does not say of which tokenizer its tokens are; name it, for example TOKENIZER = "'):
         read(tmp_path / "a")
 
 
@@ -341,3 +341,12 @@ def test_the_digest_of_a_tokenizer_is_the_shards(tmp_path, tokenizer):
     token_files.own_directory(tmp_path / "a", [100, 100], facts.vocab_size, tokenizer=encoding.digest(directory))
     data = read(tmp_path / "a", tokenizer=directory)
     assert data.tokenizer == directory and data.bytes_of_tokens().sum() > 256
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [("val", True), ("fineweb_val_000000", True), ("openwebtext.val", True), ("validation-3", True)]
+    + [("interval", False), ("retrieval", False), ("valley_01", False), ("train", False)],
+)
+def test_which_names_are_held_out(name, held):
+    assert bool(token_data.VALIDATION.search(name)) == held

@@ -9,7 +9,6 @@ import pytest
 import token_files
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from token_files import drawn
 from torch.utils.data import BatchSampler, DataLoader
 
 from common import shards, token_rows
@@ -205,17 +204,3 @@ def test_memory_does_not_grow_with_what_is_read(tmp_path):
     for batch in order[100:]:
         rows.__getitems__(batch)
     assert own_kilobytes() - start < 4000  # of 40 MB of tokens
-
-
-def test_reading_is_many_times_faster_than_training():
-    import time
-
-    rows = TokenRows([Held(drawn(4_000_000))], 1024, END)
-    order = rows.order(seed=0, epoch=0, multiple=8).reshape(-1, 8)
-    fastest = np.inf
-    for _ in range(3):
-        start = time.perf_counter()
-        for batch in order:
-            rows.__getitems__(batch)
-        fastest = min(fastest, time.perf_counter() - start)
-    assert rows.targets / fastest > 20e6  # on a busy machine; bench/token_reader.py measures it

@@ -473,3 +473,9 @@ def test_a_disk_that_fills_up_in_the_middle(raw, tokenizer, tmp_path, full_disk)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert f"error: the disk of OUTPUT, {disk.path / 'out'}, is full; free some there and start again" in done.stderr
+
+
+def test_of_names_with_dots_the_first_are_taken_too():
+    names = [f"train.{n:05d}{ending}" for n in range(3) for ending in (".bin", ".docs.npy", ".json")] + ["tokenizer/tokenizer.json"]
+    assert token_tasks.first_shards(names, 2) == [*names[:6], names[-1]]
+    assert token_tasks.first_shards(["a.b.ds", "a.b.ds.index", "c.d.ds", "c.d.ds.index"], 1) == ["a.b.ds", "a.b.ds.index"]

@@ -17,11 +17,13 @@ from object_store import free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from user_commands import ROOT, call, train, user_environment
 
-from common import manifest, token_data
+from common import manifest, resume, shards, token_data
 from common.run_directory import RunDirectory, read_json
 
 STEPS = 40
 MARK = "PRETRAINING_TEST"
+QUIETLY = ("--report-to", "[]", "--samples", "[]", "--logging-steps", "1")
+DROPPING = ("--dropout", "0.1", "--save-steps", "none", "--checkpoint-every-files", "1", "--save-total-limit", "9")
 # Mean losses of steps 1-10, 11-20, … on the generated text, and the held-out loss at the end. bf16 products differ between processors.
 GOLDEN = {"losses": [4.938, 2.4905, 1.3618, 1.0987], "held_out": 1.0548}
 NEAR = 0.06
@@ -66,11 +68,20 @@ def started(home, name, command):
 
 @pytest.fixture(scope="module")
 def two_ranks(tokens, tmp_path_factory):
-    """Two ranks under the launcher, one micro-batch each a step; dropout, so that a resume has a random state to restore."""
+    """Two ranks under the launcher, one micro-batch each a step."""
     home = tmp_path_factory.mktemp("ranks")
-    process = started(home, "two", flags(tokens, "--report-to", "[]", "--samples", "[]", "--logging-steps", "1"))
+    process = started(home, "two", flags(tokens, *QUIETLY))
     assert process.wait(300) == 0, (home / "two.log").read_text()
     return RunDirectory(home / "two")
+
+
+@pytest.fixture(scope="module")
+def dropping(tokens, tmp_path_factory):
+    """The same with dropout, so that a resume has a random state to restore, and with checkpoints after files alone."""
+    home = tmp_path_factory.mktemp("dropping")
+    process = started(home, "whole", flags(tokens, *QUIETLY, *DROPPING))
+    assert process.wait(300) == 0, (home / "whole.log").read_text()
+    return RunDirectory(home / "whole")
 
 
 def lines(run):
@@ -165,27 +176,52 @@ def test_one_micro_batch_gives_the_curve_of_two(ran, tokens, tmp_path):
     assert losses(found.run) == pytest.approx(losses(ran.run), rel=2e-3)
 
 
-def test_two_ranks_killed_within_an_epoch_end_in_the_same_bits(two_ranks, tokens):
-    home = two_ranks.path.parent
-    command = flags(tokens, "--report-to", "[]", "--samples", "[]", "--logging-steps", "1", "--resume-from-checkpoint", "auto")
+def ends_of_files(tokens):
+    """The optimiser steps in which a file ends, up to the last one."""
+    rows = token_data.read([str(tokens)], None, 64, 1, None, 4000, 42).train
+    steps = -(-rows.shard_ends(42, 0) // 16)
+    return [int(step) for step in steps if step <= STEPS]
+
+
+def test_a_checkpoint_after_every_file_and_at_the_end(dropping, tokens):
+    assert [step for step, _ in dropping.whole_checkpoints()] == sorted({*ends_of_files(tokens), STEPS})
+
+
+def test_every_rank_drops_something_else(dropping):
+    states = [torch.load(dropping.path / f"checkpoint-{STEPS}" / f"rng_state_{rank}.pth", weights_only=False)["cpu"] for rank in (0, 1)]
+    assert not torch.equal(*states)
+
+
+def test_two_ranks_killed_within_an_epoch_end_in_the_same_bits(dropping, tokens):
+    home = dropping.path.parent
+    command = flags(tokens, *QUIETLY, *DROPPING, "--resume-from-checkpoint", "auto")
     process, run = started(home, "killed", command), RunDirectory(home / "killed")
-    deadline = time.monotonic() + 200
-    while not manifest.exists(run.path / "checkpoint-16") and time.monotonic() < deadline:
+    first = run.path / f"checkpoint-{ends_of_files(tokens)[0]}"
+    deadline = time.monotonic() + 240
+    while not manifest.exists(first) and time.monotonic() < deadline:
         time.sleep(0.02)
     ours = [p for p in psutil.process_iter() if p.pid != os.getpid() and _marked(p, "killed")]
     for one in ours:
         one.kill()
     process.wait(60)
-    assert len(ours) >= 3 and not manifest.exists(run.path / f"checkpoint-{STEPS}")
+    assert manifest.exists(first) and len(ours) >= 3 and not manifest.exists(run.path / f"checkpoint-{STEPS}")
     process = started(home, "killed", command)
     said = home / "killed.log"
     assert process.wait(300) == 0, said.read_text()
     assert "resuming from checkpoint-" in said.read_text()
-    assert digest(run.final_model) == digest(two_ranks.final_model)
+    assert digest(run.final_model) == digest(dropping.final_model)
     resumed = int(said.read_text().split("resuming from checkpoint-")[1].split()[0])
-    assert 16 <= resumed < STEPS
-    whole, again = losses(two_ranks), losses(run)
+    whole, again = losses(dropping), losses(run)
     assert {step: again[step] for step in range(resumed + 1, STEPS + 1)} == {step: whole[step] for step in range(resumed + 1, STEPS + 1)}
+
+
+def test_a_run_that_is_over_is_finished_again(ran, tokens):
+    before = digest(ran.run.final_model)
+    shutil.rmtree(ran.run.final_model)
+    command = flags(tokens, *QUIETLY[:4], "--resume-from-checkpoint", "auto")
+    found = train(ran.run.path.parent, *command, name="one", recipe="gpt_pretrain")
+    assert found.returncode == 0 and "nothing is left to train" in found.output, found.output
+    assert digest(ran.run.final_model) == before
 
 
 def _marked(process, name):
@@ -221,8 +257,10 @@ def test_without_tokens_the_command_says_how_to_make_them(tmp_path):
     ("keywords", "said"),
     [
         ({"num_attention_heads": 3}, "HIDDEN_SIZE = 128 is no multiple of NUM_ATTENTION_HEADS = 3"),
-        ({"train_batch_size": 20}, "TRAIN_BATCH_SIZE is 20, but PER_DEVICE_TRAIN_BATCH_SIZE = 8 x 2 micro-batches x 1 rank"),
-        ({"gradient_accumulation_steps": 3}, "leave GRADIENT_ACCUMULATION_STEPS out, or take TRAIN_BATCH_SIZE = 24"),
+        ({"train_batch_size": 20}, "but PER_DEVICE_TRAIN_BATCH_SIZE = 8 x GRADIENT_ACCUMULATION_STEPS = 2 x 1 rank(s) = 16 rows; take"),
+        ({"gradient_accumulation_steps": 3}, "= 24 rows; take TRAIN_BATCH_SIZE = 24, or leave GRADIENT_ACCUMULATION_STEPS out where"),
+        ({"precision": "fp16"}, 'PRECISION is "fp16", which is for GPUs older than bf16, and there is no GPU here'),
+        ({"attention": "flash", "dropout": 0.1}, 'ATTENTION is "flash", and this machine cannot compute it for heads of width 32'),
         ({"train_batch_size": 2**16, "per_device_train_batch_size": 2**16}, "step takes TRAIN_BATCH_SIZE = 65536; bring"),
         ({"validation_files": 10_000}, "leaves nothing to train on"),
         ({"max_seq_length": "many"}, "it must be a whole number above 0"),
@@ -243,6 +281,7 @@ def test_constants_that_do_not_go_together(main, tokens, tmp_path, keywords, sai
         ({"fp16": {"enabled": True}}, "fp16.enabled = True, the constants say False"),
         ({"gradient_clipping": 0.5}, "gradient_clipping = 0.5, the constants say 1.0"),
         ({"optimizer": {"type": "Lamb"}}, 'has its own "optimizer"'),
+        ({"zero_optimization": {"stage": 3}}, "this recipe saves the weights that every rank has whole, up to stage 2"),
         ({"zero_optimization": {"stage": "two"}}, "zero_optimization.stage = \"two\"; it must be 0, 1, 2 or 3"),
     ],
 )
@@ -255,11 +294,33 @@ def test_a_zero_json_that_contradicts_the_constants(main, tokens, tmp_path, chan
         main(train_files=[str(tokens)], output_dir=str(tmp_path / "out"), ds_config=str(tmp_path / "zero.json"))
 
 
-def test_a_resume_with_other_tokens_is_refused(ran, tokens, tmp_path):
-    others = tmp_path / "others"
-    shutil.copytree(tokens, others)
-    (others / "shard-00000-001.bin").unlink()
-    (others / "shard-00000-001.json").unlink()
-    found = train(ran.run.path.parent, *flags(others, "--report-to", "[]", "--resume-from-checkpoint", "auto"), name="one",
-                  recipe="gpt_pretrain")  # fmt: skip
-    assert found.returncode == 2 and "TRAIN_FILES" in found.output and "Traceback" not in found.output
+def test_a_resume_with_other_tokens_is_refused(main, two_ranks, tokens, tmp_path):
+    """Files of the same names in the same place, and a token of one changed, with what its JSON says."""
+    from common.refusal import Refusal
+
+    here, run = tmp_path / "tokens", tmp_path / "two"
+    shutil.copytree(tokens, here)
+    shutil.copytree(two_ranks.path, run)
+    changed = next(path for path in sorted(here.glob("*.bin")))
+    found = np.fromfile(changed, dtype="<u2")
+    found[100] = (found[100] + 1) % 300
+    ends = np.load(changed.with_suffix(".docs.npy"))
+    facts = read_json(changed.with_suffix(".json"))
+    said = {key: facts[key] for key in ("text_bytes", "tokenizer", "vocab_size", "end_of_text", "sources")}
+    shards.write(here, changed.stem, found, ends, **said)
+    constants = read_json(run / f"checkpoint-{STEPS}" / "constants.json")
+    with pytest.raises(Refusal, match="the training rows are not those of"):
+        resume.changed_constants(
+            two_ranks.path / f"checkpoint-{STEPS}", constants, token_data.read([str(here)], None, 64, 1, None, 4000, 42).key, 2, True, False
+        )
+    same = token_data.read([str(tokens)], None, 64, 1, None, 4000, 42).key
+    assert resume.changed_constants(two_ranks.path / f"checkpoint-{STEPS}", constants, same, 2, True, False) == []
+
+
+@pytest.mark.soak
+def test_the_whole_tiny_run_on_pythons_own_sources(tmp_path):
+    found = train(tmp_path, name="tiny", recipe="gpt_pretrain", timeout=1200)
+    assert found.returncode == 0, found.output
+    judged = [line for line in lines(found.run) if "eval_loss" in line]
+    assert judged[-1]["eval_bits_per_byte"] < 2.4 < judged[0]["eval_bits_per_byte"]
+    assert len(found.run.whole_checkpoints()) == 3
