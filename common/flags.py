@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+import typing
 
 from common import switches
 from common.declarations import in_words, nearest
@@ -52,6 +53,11 @@ def read(argv, annotations, original, script, doc):
             option for action in parser._actions if action.dest != "local_rank" for option in action.option_strings if "_" not in option
         ]
         raise Refusal(f"there is no flag {flag}{nearest(flag, flags)}; see --help")
+    typed = [word.split("=")[0] for word in argv if word.startswith("--")]
+    lists = [name for name, annotation in annotations.items() if typing.get_origin(annotation) in (list, dict)]
+    twice = next((name for name in lists if sum(typed.count(spelling) for spelling in _spellings(name)) > 1), None)
+    if twice:  # of others the last one counts, as everywhere; lists are thought to add up
+        raise Refusal(f"{switches.flag(twice)} is given twice, and only one counts; give it once, with commas: a,b")
     found = vars(known)
     found.pop("local_rank", None)
     return {switch.name: found.pop(switch.name) for switch in found_here if switch.name in found}, found

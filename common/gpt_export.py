@@ -59,8 +59,9 @@ def check(model, directory, input_ids):
     theirs = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()
     ours = type(model)(model.shape).eval()
     ours.load_state_dict({name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()})
+    input_ids = input_ids.cpu()
     with torch.no_grad():
-        expected, found = ours(input_ids.cpu())["logits"], theirs(input_ids.cpu()).logits
+        expected, found = ours(input_ids)["logits"], theirs(input_ids, attention_mask=torch.ones_like(input_ids)).logits
     distance = ((expected - found).abs().max() / expected.abs().max()).item()
     if not distance <= NEAR:
         raise Refusal(f"the logits of {directory} differ from the trained model's by {distance:.2g} of the largest; it was not saved right")

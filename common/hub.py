@@ -53,6 +53,8 @@ def find_tokenizer(name, constant="TOKENIZER"):
     """The directory of a tokenizer: `name` itself, or of a hub model the snapshot with its small files, fetched when they are not here."""
     if Path(name).is_dir():
         return str(name)
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise Refusal(f"{constant} is {name!r}: no such directory, and a hub name has the form owner/name, as openai-community/gpt2 has")
     return tokenizer_directory(find(name, constant=constant))
 
 

@@ -221,7 +221,7 @@ def require_fixed(found, constants):
         if name in constants and name in before and before[name] != constants[name]:
             raise Refusal(
                 f"checkpoint-{found['step']} was trained with {name} = {before[name]!r}, now it is {constants[name]!r}; a resume keeps it: "
-                "set it back, or start a new run (INITIAL_MODEL goes on from a saved model)"
+                "set it back, or start a new run" + " (INITIAL_MODEL goes on from a saved model)" * ("INITIAL_MODEL" in constants)
             )
 
 

@@ -111,7 +111,10 @@ class RunDirectory:
 
     def take(self):
         """Make the run this process's until it ends, however it ends; `InUse` where another one, perhaps still saving, has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise Refusal(f"{self.path} cannot be a directory: it, or one above it, is a file; set OUTPUT_DIR to another place") from None
         path = self.path.resolve() / ".lock"
         if path in _taken:
             return

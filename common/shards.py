@@ -87,6 +87,10 @@ def _files(place):
         if not found:
             raise Refusal(f"TRAIN_FILES names {place}, a directory without shards ({', '.join(ENDINGS)}); write some there with "
                           f"prepare/pretrain_tokens.py --output {place}")  # fmt: skip
+        lost = [file for file in path.glob("shard-*.json") if not file.with_suffix(".bin").is_file()]
+        if lost:
+            raise Refusal(f"{min(lost)} is there, but not its {min(lost).stem}.bin; copy that again, or remove the .json as well and "
+                          "write it again with prepare/pretrain_tokens.py")  # fmt: skip
         if list(path.glob("task-*.json")) and not (path / "index.json").is_file():
             raise Refusal(f"{place} is not finished: shards are there, but not its index.json, which prepare/pretrain_tokens.py writes "
                           f"last; start that again, or name what is there as {place}/*.bin")  # fmt: skip

@@ -118,6 +118,7 @@ class Forecast:
             self.vocab_size = next((shard.vocab_size for shard in trained if shard.vocab_size), None)
         except Refusal as refusal:
             self.missing = str(refusal)
+            self.vocab_size = corpus.VOCABULARY if PYTHON_LIBRARY in files else None
 
     def workload(self, job, tokens):
         """The `plan.Workload`; tokens: those of --tokens or None. `Refusal` where neither tells."""
@@ -130,6 +131,8 @@ class Forecast:
 
 def places(files, build):
     """TRAIN_FILES with PYTHON_LIBRARY replaced by the directory of its shards; `Refusal` where it is not built and not to be."""
+    if not files:
+        raise Refusal("TRAIN_FILES is empty; name files, directories or globs of tokens, for example data/tokens")
     if PYTHON_LIBRARY in files and not build and not corpus.path().is_dir():
         raise Refusal(f"{PYTHON_LIBRARY} is tokenised by the first run")
     return [str(corpus.python_library()) if name == PYTHON_LIBRARY else name for name in files]

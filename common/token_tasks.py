@@ -69,6 +69,25 @@ def divide(sources):
     return [Task(number, tuple(group)) for number, group in enumerate(groups)]
 
 
+def require_ours(tasks, settings):
+    """`Refusal` where these tasks would remove shards that are there: of sources that they do not have, or made in another way."""
+    wanted = {source.shown for task in tasks for source in task.sources}
+    for path in sorted(Path(settings.output).glob("task-*.json")):
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            gone = [source["name"] for source in facts["sources"] if source["name"] not in wanted]
+            before = {key: facts["settings"][key] for key in settings.facts()}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # it is done again
+        if gone:
+            raise Refusal(f"{settings.output} holds tokens of {gone[0]}, which is not among these sources, and they would be removed; name "
+                          f"all sources, or another OUTPUT, or remove {settings.output} first")  # fmt: skip
+        if before != settings.facts():
+            ways = ", ".join(f"{key} = {before[key]}, now {value}" for key, value in settings.facts().items() if before[key] != value)
+            raise Refusal(f"{settings.output} was written with {ways}, and all of it would be written again; set that back, or name "
+                          f"another OUTPUT, or remove {settings.output} first")  # fmt: skip
+
+
 @contextmanager
 def alone(output):
     """While no other process of this machine writes to the directory `output`; `Refusal` where one does."""
@@ -185,6 +204,9 @@ def finish(tasks, settings):
     totals = {key: sum(record[key] for record in records) for key in ("documents", "tokens", "text_bytes")}
     index = {"format": FORMAT, **settings.facts(), "sources": sum(len(record["sources"]) for record in records),
              "shards": sum(len(record["shards"]) for record in records), **totals, "skipped": dict(sorted(counts.items()))}  # fmt: skip
+    if not totals["tokens"]:
+        left = ", ".join(f"{count:,} x {reason}" for reason, count in counts.items()) or "they are empty"
+        raise Refusal(f"there is not one document in {index['sources']} source(s): {left}; correct SOURCES or TEXT_FIELD")
     lines = [json.dumps(skipped, ensure_ascii=False) + "\n" for record in records for skipped in record["first_skipped"]]
     manifest.write_whole(Path(settings.output) / SKIPPED, "".join(lines).encode())
     _write(Path(settings.output) / INDEX, index)

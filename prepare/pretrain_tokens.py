@@ -47,15 +47,17 @@ def main(**overrides):
     Raises `Refusal` for sources that cannot be read, no tokenizer or another one than was begun with, a full disk.
     """
     constants.resolve(globals(), overrides)
-    if Path(OUTPUT).exists() and not Path(OUTPUT).is_dir():
-        raise Refusal(f"OUTPUT is {OUTPUT}, which is a file; name a directory")
-    Path(OUTPUT).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(OUTPUT).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"OUTPUT is {OUTPUT}, which cannot be a directory ({error.strerror}); name another one") from None
     with token_tasks.alone(OUTPUT):
         if DOWNLOAD is not None:
             return download()
         tasks = token_tasks.divide(text_sources.find(SOURCES, MAX_FILES))
         digest = shard_tokenizer.settle(OUTPUT, TOKENIZER, TRAIN_TOKENIZER, tasks, TEXT_FIELD)
         settings = token_tasks.Settings(OUTPUT, TEXT_FIELD, SHARD_TOKENS, digest)
+        token_tasks.require_ours(tasks, settings)
         tokenise(tasks, settings)
         index = token_tasks.finish(tasks, settings)
     print(token_tasks.in_words(index, OUTPUT))
@@ -86,6 +88,8 @@ def tokenise(tasks, settings):
 
 def download():
     """Bring shards that exist to OUTPUT, each compared with the size and checksum that the store reports."""
+    if list(Path(OUTPUT).glob("task-*.json")):
+        raise Refusal(f"OUTPUT, {OUTPUT}, holds shards that were tokenised here, and a download may write over them; name another OUTPUT")
     store = storage.open_store(DOWNLOAD)
     store.check_readable()
     try:

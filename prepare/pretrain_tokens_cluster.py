@@ -50,6 +50,7 @@ def main(**overrides):
     with token_tasks.alone(output):
         digest = shard_tokenizer.settle(output, TOKENIZER, TRAIN_TOKENIZER, tasks, TEXT_FIELD)
     settings = token_tasks.Settings(str(output), TEXT_FIELD, SHARD_TOKENS, digest)
+    token_tasks.require_ours(tasks, settings)
     shards, totals = executors(tasks, settings, output / "logs")
     try:
         shards.run()

@@ -209,6 +209,7 @@ def test_flags_of_every_kind(run, argv, name, value):
         (["--learning-rte", "1"], ["no flag --learning-rte", "--learning-rate", "--help"]),
         (["--learnig-rate=1"], ["no flag --learnig-rate", "--learning-rate"]),
         (["stray"], ["stray"]),
+        (["--train-files", "a.jsonl=1", "--train-files=b.jsonl=1"], ["--train-files is given twice", "with commas: a,b"]),
         (["--lora-r"], ["--lora-r", "expected one argument"]),
         (["--learning-rate", "inf"], ["LEARNING_RATE is 'inf'", "finite"]),
         (["--learning-rate", "nan"], ["LEARNING_RATE is 'nan'"]),

@@ -207,3 +207,9 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
         writer.wait()
         found = run_directory.read_json(path)
         assert found["n"] == found["end"]
+
+
+def test_a_run_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(Refusal, match="cannot be a directory: it, or one above it, is a file; set OUTPUT_DIR"):
+        RunDirectory(tmp_path / "file" / "run").take()

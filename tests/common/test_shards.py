@@ -330,3 +330,10 @@ def test_a_shard_that_was_cut_counts_as_not_written(tmp_path):
     assert shards.is_written(tmp_path, path.stem)
     os.truncate(path, 100)
     assert not shards.is_written(tmp_path, path.stem)
+
+
+def test_a_shard_whose_tokens_are_gone_is_named(tmp_path):
+    token_files.own(tmp_path, "shard-00000-000", np.arange(100, dtype=np.uint16), 1000)
+    token_files.own(tmp_path, "shard-00000-001", np.arange(100, dtype=np.uint16), 1000).unlink()
+    with pytest.raises(Refusal, match=r"shard-00000-001.json is there, but not its shard-00000-001.bin"):
+        shards.find([tmp_path])

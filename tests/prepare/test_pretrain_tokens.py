@@ -171,13 +171,31 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(prepare, small_tasks
     assert bytes_of(output) == before
 
     (sources / "a.jsonl").write_text(json.dumps({"text": "short"}) + "\n")
+    prepare(**same)
+    assert texts_of(output) == ["short", *wanted_texts(sources)[1:]]
+    whole = bytes_of(output)
+    with pytest.raises(Refusal, match="was written with shard_tokens = 100000, now 20000, and all of it would be written again"):
+        prepare(**{**same, "shard_tokens": 20_000})
     for path in sources.glob("d*"):
         path.unlink()
-    prepare(**same)
-    assert texts_of(output) == ["short", *wanted_texts(sources)[1:]], "no shard of what is gone is left"
-    prepare(**{**same, "shard_tokens": 20_000})
-    assert max(json.loads(path.read_text())["tokens"] for path in output.glob("shard-*.json")) == 20_000
-    assert texts_of(output) == ["short", *wanted_texts(sources)[1:]]
+    with pytest.raises(Refusal, match=r"holds tokens of .*/d.*, which is not among these sources, and they would be removed"):
+        prepare(**same)
+    assert bytes_of(output) == whole
+
+
+def test_a_download_does_not_write_over_what_was_tokenised(prepare, small_tasks, raw, tmp_path, tokenizer):
+    output = tmp_path / "out"
+    prepare(sources=[str(raw)], output=str(output), tokenizer=str(tokenizer))
+    before = bytes_of(output)
+    with pytest.raises(Refusal, match="holds shards that were tokenised here"):
+        prepare(download=f"file://{tmp_path}/elsewhere", output=str(output))
+    assert bytes_of(output) == before
+
+
+def test_sources_without_a_document_are_refused(prepare, tmp_path, tokenizer):
+    (tmp_path / "noise.txt").write_bytes(b"\xff\xfe\x00\x9d" * 100)
+    with pytest.raises(Refusal, match=r"there is not one document in 1 source\(s\): 1 x not UTF-8"):
+        prepare(sources=[str(tmp_path / "noise.txt")], output=str(tmp_path / "out"), tokenizer=str(tokenizer))
 
 
 # The script as the user runs it, but for tasks of 100 kB, so that there are many.
@@ -392,7 +410,7 @@ def test_an_unreachable_address_by_the_users_command(tmp_path):
         ({"sources": ["{tmp}/nothing"]}, "nothing is not there; correct SOURCES"),
         ({"sources": []}, "SOURCES is empty"),
         ({"text_field": "body"}, "has no field 'body' in its first line; it has text, id: set TEXT_FIELD"),
-        ({"output": "{tmp}/file"}, "OUTPUT is .*file, which is a file; name a directory"),
+        ({"output": "{tmp}/file"}, "OUTPUT is .*file, which cannot be a directory"),
         ({"tokenizer": None}, "there is no tokenizer in .*/tokenizer; train one"),
         ({"tokenizer": "{tmp}"}, "tokenizer.json does not exist; name a directory with a fast tokenizer's"),
         ({"tokenizer": "./no/such/place"}, "TOKENIZER is ./no/such/place, neither a directory here nor a tokenizer that the hub gives"),
