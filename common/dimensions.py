@@ -16,6 +16,7 @@ from common.refusal import Refusal
 SECONDS_FOR_THE_HUB = 3  # to send a config.json of 1 kB; a plan is not to wait for a network that is not there
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+FUSED = {"c_attn": ATTENTION[:3], "c_proj": ("o_proj", "down_proj"), "c_fc": ("up_proj",)}  # GPT-2's names for the same matrices
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,12 @@ class Dimensions:
         last_norm = self.hidden_size * (2 if self.family == "gpt2" else 1)
         return self.embedding_parameters() + self.num_hidden_layers * self.layer_parameters() + last_norm
 
+    def named(self, target_modules):
+        """These TARGET_MODULES by the names of `matrices`; a GPT-2's fused ones taken apart."""
+        if self.family != "gpt2":
+            return tuple(target_modules)
+        return tuple(part for name in target_modules for part in FUSED.get(name, (name,)))
+
     def lora_parameters(self, r, target_modules):
         """Of an adapter of rank `r`: A is [r, in_features] and B [out_features, r] for each matrix that is named.
 
@@ -85,9 +92,10 @@ class Dimensions:
         if missing := [name for name in target_modules if name not in shapes]:
             raise Refusal(
                 f"TARGET_MODULES names {', '.join(map(str, missing))}, which a layer of {self.family} does not have; take some of "
-                f"{', '.join(shapes)}"
+                f"{', '.join(FUSED if self.family == 'gpt2' else shapes)}"
             )
-        return self.num_hidden_layers * r * sum(sum(shapes[name]) for name in target_modules)
+        shared = 2 * self.hidden_size * (self.family == "gpt2" and set(ATTENTION[:3]) <= set(target_modules))  # one A for c_attn
+        return self.num_hidden_layers * r * (sum(sum(shapes[name]) for name in target_modules) - shared)
 
 
 def _gpt(layers, heads, width):

@@ -63,7 +63,7 @@ class Job:
         names = {f.name for f in fields(cls)}
         found = {name.lower(): value for name, value in constants.items() if name.lower() in names}
         if "target_modules" in found:
-            found["target_modules"] = tuple(found["target_modules"])
+            found["target_modules"] = model.named(found["target_modules"])
         if not constants.get("HELD_OUT", True):  # nothing to evaluate on
             found["eval_steps"] = None
         return cls(**{"model": model, "dropout": constants.get("LORA_DROPOUT", 0.0)} | found | more)

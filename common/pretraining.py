@@ -14,6 +14,12 @@ from transformers import Trainer, TrainerCallback
 from common import accelerators, batches, chunked_loss, compute, gpt_export, hardware, plan, run_directory, safe_text, token_rows
 from common.log import is_rank_0, say, warn
 
+CHAT_TEMPLATE = """{%- for message in messages -%}
+{{- message['role'] + ':\\n' + message['content'] + eos_token -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'assistant:\\n' -}}{%- endif -%}
+"""  # of a tokenizer that has none: the model knows no chats, but can be fine-tuned to them
+
 
 class Pretraining(Trainer):
     """A Trainer for a `gpt.GPT` and `token_rows.TokenRows`, whose checkpoints plain transformers can load.
@@ -25,6 +31,8 @@ class Pretraining(Trainer):
     def __init__(self, *, end_of_text, bytes_of_tokens, rows_per_step, **keywords):
         super().__init__(data_collator=token_rows.collate, **keywords)
         self.end_of_text = end_of_text
+        if self.processing_class is not None and not self.processing_class.chat_template:
+            self.processing_class.chat_template = CHAT_TEMPLATE
         self.bytes_of_tokens = None if bytes_of_tokens is None else torch.from_numpy(np.asarray(bytes_of_tokens, dtype=np.int64))
         rows, seed = self.train_dataset, self.args.seed
         batches.draw(self, rows.steps(rows_per_step) * rows_per_step, lambda epoch: rows.order(seed, epoch, rows_per_step))

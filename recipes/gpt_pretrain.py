@@ -8,8 +8,8 @@
     python recipes/gpt_pretrain.py --resume-from-checkpoint auto
     deepspeed --num_gpus=8 recipes/gpt_pretrain.py           the ranks started by hand
 
-Every constant below is a flag (MODEL_NAME is --model-name); --help lists them. The end is a model that plain transformers load.
-Afterwards: bash eval/eval_all_checkpoints.sh judges every checkpoint and writes report.html.
+Every constant below is a flag (MODEL_NAME is --model-name); --help lists them. The end is a model that plain transformers load
+and llama32_qlora.py fine-tunes. Afterwards: bash eval/eval_all_checkpoints.sh judges every checkpoint and writes report.html.
 """
 
 from typing import Literal

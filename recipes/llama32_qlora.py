@@ -40,8 +40,8 @@ PACKING: bool = True  # several rows in one of MAX_SEQ_LENGTH, kept apart by the
 LORA_R: PositiveInt = 16  # rank: 24 million trainable parameters of 3.2 billion
 LORA_ALPHA: PositiveInt = 32  # the update is scaled by LORA_ALPHA / LORA_R = 2
 LORA_DROPOUT: Share = 0.0  # the original's 0.05 costs memory for its masks and regularises little in 3 epochs
-TARGET_MODULES: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = [
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",  # all linear layers
+TARGET_MODULES: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn", "c_proj", "c_fc"]] = [
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",  # all linear layers; of a GPT c_attn, c_proj, c_fc
 ]  # fmt: skip
 
 # Optimisation

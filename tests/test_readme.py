@@ -33,6 +33,9 @@ ELSEWHERE = {
     "bash eval/eval_all_checkpoints.sh outputs/llama32_qlora": "tests/conftest.py",
     "python recipes/gpt_pretrain.py --tiny": "tests/recipes/test_gpt_pretrain.py, on other tokens; whole in make soak",
     "deepspeed --num_gpus=2 recipes/gpt_pretrain.py --tiny": "tests/recipes/test_gpt_pretrain.py",
+    "python recipes/llama32_qlora.py --model-name outputs/gpt_pretrain/final_model --target-modules c_attn,c_proj,c_fc": (
+        "tests/recipes/test_gpt_pretrain.py: another recipe fine-tunes it"
+    ),
     "python recipes/gpt_pretrain.py": "tests/recipes/test_gpt_pretrain.py: without tokens",
     "python recipes/gpt_pretrain.py --max-files 25": "tests/common/test_token_data.py: so many files",
     "python prepare/pretrain_tokens.py --sources data/text --train-tokenizer 50257": "tests/prepare/test_pretrain_tokens.py",

@@ -59,6 +59,18 @@ def test_lora_parameters_equal_peft_s(name, targets):
     assert KNOWN[name].lora_parameters(8, targets) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("targets", [["c_attn"], ["c_fc", "c_proj"], ["c_attn", "c_proj", "c_fc"]])
+def test_lora_parameters_of_fused_matrices_equal_peft_s(targets):
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    d = KNOWN["gpt-125M"]
+    with torch.device("meta"):
+        config = LoraConfig(r=8, target_modules=targets, fan_in_fan_out=True)
+        adapted = get_peft_model(on_meta(d), config, low_cpu_mem_usage=True)
+    assert d.lora_parameters(8, d.named(targets)) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_config_gives_the_known_dimensions(name):
     assert from_config(config_of(KNOWN[name]).to_dict()) == KNOWN[name]
@@ -203,7 +215,7 @@ def test_what_cannot_be_a_hub_name(name):
 def test_target_modules_that_a_family_does_not_have(targets):
     said = refused(KNOWN["gpt-125M"].lora_parameters, 8, targets)
     assert said == f"TARGET_MODULES names {targets[-1]}, which a layer of gpt2 does not have; take some of " + (
-        "q_proj, k_proj, v_proj, o_proj, up_proj, down_proj"
+        "c_attn, c_proj, c_fc"
     )
 
 

@@ -17,7 +17,7 @@ from object_store import free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from user_commands import ROOT, call, train, user_environment
 
-from common import manifest, resume, shards, token_data
+from common import gpt, gpt_export, manifest, resume, shards, token_data
 from common.run_directory import RunDirectory, read_json
 
 STEPS = 40
@@ -233,6 +233,22 @@ def _marked(process, name):
 
 def digest(directory):
     return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_another_recipe_fine_tunes_it(ran, tmp_path):
+    """QLoRA by llama32_qlora.py, with its plan and its merge, of such a model with positions for a chat."""
+    model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    shutil.copytree(ran.run.final_model, model)
+    shape = gpt.Shape(400, 256, 64, 2, 2)
+    gpt_export.save(gpt.GPT(shape).to(torch.bfloat16).state_dict(), shape, model, 399)
+    rows.write_text("".join(json.dumps({"question": f"What is {n}?", "answer": f"{n} is {n}."}) + "\n" for n in range(40)))
+    command = ["--model-name", str(model), "--target-modules", "c_attn,c_proj,c_fc", "--train-files", f"{rows}=1"]
+    command += ["--max-seq-length", "256", "--max-steps", "4", "--save-steps", "4", "--eval-steps", "4", "--split-by", "id", *QUIETLY[:2]]
+    found = train(tmp_path, *command, name="tuned")
+    assert found.returncode == 0, found.output
+    adapter = 2 * 16 * (64 + 192 + 64 + 64 + 64 + 256 + 256 + 64)
+    assert f"{adapter:,} of" in found.output and "logits within" in found.output
+    assert "[[" in found.output and "<|endoftext|>]]" in found.output  # where an answer ends is learned
 
 
 # Bad input: a sentence, exit code 2, nothing loaded. What is wrong with files of tokens is tested with common/token_data.py.
