@@ -5,6 +5,7 @@ anywhere else it raises `Stopped`, for there is nothing to save. A second one en
 A rank is asked by its guard as well (see there); a guard or a launcher that vanishes asks it to stop, too.
 """
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -121,6 +122,9 @@ def _leave(number):
     report(128 + number)
     if _before_leaving is not None:
         _before_leaving()
+    with suppress(Exception):  # a loader's workers, which Python ends only where it ends by itself
+        for child in multiprocessing.active_children():
+            child.kill()
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # the signal may have come in the middle of a print
             stream.flush()

@@ -227,6 +227,6 @@ def test_no_room_for_one_checkpoint(here):
     enormous = torch.nn.Linear(10**8, 10**7, bias=False, device="meta")  # 10^15 parameters, none of them in memory
     with pytest.raises(refusal.Refusal) as refused:
         watching.begin(run, None, settings, enormous, "tiny-llama", tokenised.Tokenised(here), [], [])
-    assert str(refused.value).startswith("one checkpoint needs 12000.0 TB and the disk of ")
+    assert str(refused.value).startswith("one checkpoint needs 16000.0 TB and the disk of ")
     assert "OUTPUT_DIR" in str(refused.value)
     assert not run.path.exists()  # no run that seems to go on for ever

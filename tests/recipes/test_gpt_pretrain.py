@@ -259,7 +259,16 @@ def main():
     sys.path.insert(0, str(ROOT / "recipes"))
     import gpt_pretrain
 
-    yield lambda **keywords: gpt_pretrain.main(tiny=True, report_to=[], **keywords)
+    before = dict(os.environ)
+
+    def call(**keywords):
+        try:
+            return gpt_pretrain.main(tiny=True, report_to=[], **keywords)
+        finally:  # of a process that is a rank
+            os.environ.clear()
+            os.environ.update(before)
+
+    yield call
     sys.path.remove(str(ROOT / "recipes"))
 
 
