@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from common import chunked_loss
+from common import chunked_loss, dimensions
 from common.refusal import Refusal
 
 
@@ -31,7 +31,7 @@ class Shape:
     attention: str = "sdpa"  # "flash": FlashAttention or an error; "sdpa": what PyTorch finds best
     gradient_checkpointing: bool = False  # each layer is computed again in the backward pass
 
-    padded_vocab_size = property(lambda self: -(-self.vocab_size // 128) * 128)  # a multiple of 128 multiplies faster
+    padded_vocab_size = property(lambda self: dimensions.padded(self.vocab_size))
 
 
 def require_attention(shape, dtype):

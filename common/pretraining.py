@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
-from common import accelerators, batches, chunked_loss, compute, gpt_export, hardware, plan, run_directory, safe_text, token_rows
+from common import accelerators, batches, chunked_loss, compute, gpt_export, hardware, plan, run_directory, safe_text, token_rows, watching
 from common.log import is_rank_0, say, warn
 
 CHAT_TEMPLATE = """{%- for message in messages -%}
@@ -190,8 +190,7 @@ def pointless(steps, warmup_steps, eval_steps, save_steps):
     found = []
     if warmup_steps >= steps:
         found.append(f"WARMUP_STEPS = {warmup_steps} never end in {steps} steps, so LEARNING_RATE is never reached; take {steps // 50}")
-    if eval_steps and eval_steps > steps:
-        found.append(f"EVAL_STEPS = {eval_steps} is never reached in {steps} steps; {max(1, steps // 4)} would show the held-out loss")
+    found += watching.pointless(steps, 0, eval_steps, 0, 0.0)
     if save_steps and save_steps > steps:
         found.append(f"SAVE_STEPS = {save_steps} is never reached in {steps} steps; try {max(1, steps // 3)}")
     return found

@@ -63,10 +63,10 @@ def find(places, max_files=None):
     max_files: so many of the files. Raises `Refusal` where there are none, or one is not whole.
     """
     files = files_of(places)[:max_files]
+    packed = [path for path in files if path.suffix == ".npz"]
     with ThreadPoolExecutor(16) as threads:  # a network disk answers many questions at once
-        found = list(threads.map(lambda path: [path] if path.suffix == ".npz" else [shard_formats.recognise(path)], files))
-    packed = [path for (path,) in found if isinstance(path, Path)]
-    return [shard for (shard,) in found if not isinstance(shard, Path)] + (find([npz_shards.unpacked(packed)]) if packed else [])
+        found = list(threads.map(shard_formats.recognise, [path for path in files if path.suffix != ".npz"]))
+    return found + (find([npz_shards.unpacked(packed)]) if packed else [])
 
 
 def files_of(places):

@@ -32,7 +32,7 @@ class Source:
     @property
     def shown(self):
         """The name without what may be secret: keys before an @, and what stands after the ? of an address (signatures, tokens)."""
-        return buckets.masked(self.name.partition("?")[0] if "://" in self.name else self.name)
+        return _shown(self.name)
 
     def facts(self):
         """Which file it is, as it may be written down."""
@@ -93,7 +93,7 @@ def refusal(name, error):
     if isinstance(error, FileNotFoundError) and (getattr(cause, "status", 404) != 404 or "Connect" in type(cause).__name__):
         error = cause  # fsspec's HTTP takes every failure for a file that is not there
     words = str(error).replace(name, "…")
-    name, kind = buckets.masked(name.partition("?")[0] if "://" in name else name), type(error).__name__
+    name, kind = _shown(name), type(error).__name__
     remote = "://" in name and not name.startswith("file://")
     status = getattr(error, "status", None) or getattr(error, "code", None)
     if isinstance(error, FileNotFoundError):
@@ -113,6 +113,10 @@ def refusal(name, error):
     else:
         return error
     return Refusal(f"{name} {why}")
+
+
+def _shown(name):
+    return buckets.masked(name.partition("?")[0] if "://" in name else name)
 
 
 # finding

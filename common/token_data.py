@@ -76,10 +76,10 @@ def read(files, tokenizer, context, validation_files, max_files, eval_tokens, se
     files.
     Raises `Refusal` for whatever cannot be trained on.
     """
-    files = places(files, build=True)
-    trained, held = _divided(files, validation_files, max_files, seed)
+    names = shards.files_of(places(files, build=True))
+    trained, held = _divided(names, validation_files, max_files, seed)
     every = [*trained, *held]
-    directory = _tokenizer(tokenizer, shards.files_of(files))
+    directory = _tokenizer(tokenizer, names)
     digest, vocab_size, end_of_text = _vocabulary(directory, every)
     examined = shards.examine(every)
     for shard in every:
@@ -108,11 +108,11 @@ class Forecast:
     def __init__(self, files, tokenizer, context, validation_files, max_files, eval_tokens, seed):
         self.context, self.eval_tokens, self.missing, self.vocab_size = context, eval_tokens * bool(validation_files), None, None
         try:
-            found = places(files, build=False)
-            packed = [path for path in shards.files_of(found) if path.suffix == ".npz"]
+            names = shards.files_of(places(files, build=False))
+            packed = [path for path in names if path.suffix == ".npz"]
             if packed:
                 raise Refusal(f"{packed[0]} is counted when it is unpacked, before training")
-            trained, held = _divided(found, validation_files, max_files, seed)
+            trained, held = _divided(names, validation_files, max_files, seed)
             self.rows = TokenRows(trained, context, 0)
             self.held = TokenRows(held, context, 0, eval_tokens) if held else None
             self.vocab_size = next((shard.vocab_size for shard in trained if shard.vocab_size), None)
@@ -154,9 +154,8 @@ def bytes_of_tokens(directory, vocab_size):
     return found
 
 
-def _divided(files, validation_files, max_files, seed):
-    """([Shard] to train on, [Shard] held out)."""
-    names = shards.files_of(files)
+def _divided(names, validation_files, max_files, seed):
+    """([Shard] to train on, [Shard] held out) of these files."""
     named = [path for path in names if VALIDATION.search(path.stem)]
     if named:
         chosen, held = [path for path in names if path not in named], named * bool(validation_files)
@@ -169,8 +168,9 @@ def _divided(files, validation_files, max_files, seed):
         drawn = set(np.random.default_rng(seed).permutation(len(names))[:validation_files].tolist())
         chosen, held = [path for n, path in enumerate(names) if n not in drawn], [names[n] for n in sorted(drawn)]
     if not chosen:
-        raise Refusal(f'every file of {", ".join(map(str, files))} has "val" in its name and is held out; add files to train on')
-    return shards.find(chosen[:max_files]), shards.find(held)
+        directories = sorted({str(path.parent) for path in names})
+        raise Refusal(f'every file of {", ".join(directories)} has "val" in its name and is held out; add files to train on')
+    return shards.find(chosen, max_files), shards.find(held)
 
 
 def _tokenizer(named, found):
