@@ -191,9 +191,10 @@ print(tokenised.once(build, [here / "rows.jsonl"], here / "model").statistics)
 
 
 def start(here, seconds):
-    write_rows(here / "rows.jsonl", [question(1)])
-    (here / "model").mkdir(exist_ok=True)
-    (here / "program.py").write_text(PROGRAM)  # a file, because the key covers the source of build
+    if not (here / "program.py").exists():  # never written again: a process that is starting may be reading it
+        write_rows(here / "rows.jsonl", [question(1)])
+        (here / "model").mkdir()
+        (here / "program.py").write_text(PROGRAM)  # a file, because the key covers the source of build
     command = [sys.executable, str(here / "program.py"), str(here), str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
