@@ -1,0 +1,74 @@
+"""Conversations of a converter into train.jsonl, valid.jsonl and test.jsonl: a group's rows on one side, all three whole or none."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+from common.refusal import Refusal
+
+SIDES = ("train", "valid", "test")
+NAMED = 20  # left-out entries that are named; all are counted
+
+
+def side_of(group, held_out, seed):
+    """The side of a group, from a digest of seed and name: it stays there when other groups are added. held_out: share of each of
+    valid and test; 0 puts everything into train."""
+    place = int.from_bytes(hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest(), "big") / 2**64
+    return "test" if place < held_out else "valid" if place < 2 * held_out else "train"
+
+
+class SplitFiles:
+    """`with SplitFiles(directory) as out: out.write("train", row)`: the files get their names when the block ends well.
+
+    counts: {side: rows}; kinds: {topic: rows}; skipped: {reason: entries}; first: the first row of each topic, for a preview.
+    """
+
+    def __init__(self, directory):
+        self.directory = Path(directory)
+        self.counts, self.kinds, self.skipped, self.named, self.first = Counter(dict.fromkeys(SIDES, 0)), Counter(), Counter(), [], {}
+
+    def __enter__(self):
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refusal(f"OUTPUT is {self.directory}, which cannot be a directory ({error.strerror}); name another one") from None
+        self._files = {side: self._part(side).open("w", encoding="utf-8") for side in SIDES}
+        return self
+
+    def write(self, side, row_id, topic, messages, **more):
+        """One conversation; more: further fields of the row, such as the group that it was split by."""
+        row = {"id": row_id, "topics": [topic], **more, "messages": messages}
+        self._files[side].write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.counts[side] += 1
+        self.kinds[topic] += 1
+        self.first.setdefault(topic, row)
+
+    def skip(self, reason, what):
+        """Count an entry that becomes no row, and name the first ones. what: such as a name with its line."""
+        self.skipped[reason] += 1
+        if len(self.named) < NAMED:
+            self.named.append(f"{what}: {reason}")
+
+    def __exit__(self, kind, error, trace):
+        for file in self._files.values():
+            file.close()
+        for side in SIDES:
+            if kind is None:
+                self._part(side).replace(self.directory / f"{side}.jsonl")
+            else:
+                self._part(side).unlink(missing_ok=True)
+
+    def in_words(self):
+        """What was written and what was left out, and the first row of each topic."""
+        lines = [f"{self.directory}/: " + ", ".join(f"{self.counts[side]:,} rows in {side}.jsonl" for side in SIDES)]
+        lines += ["rows by kind: " + ", ".join(f"{count:,} {topic}" for topic, count in self.kinds.most_common())]
+        lines += [f"left out: {count:,} {reason}" for reason, count in self.skipped.most_common()]
+        lines += [f"  {what}" for what in self.named]
+        for topic, row in self.first.items():
+            lines += [f"preview, {topic}:"]
+            lines += [f"  | {turn['role']}: {line}" for turn in row["messages"] for line in turn["content"].splitlines()]
+        return "\n".join(lines)
+
+    def _part(self, side):
+        return self.directory / f".{side}.jsonl.part"
