@@ -4,6 +4,7 @@
     arxiv.jsonl             questions in the manner of questions about methods papers, answered in the same manner
     base_prose.txt          plain sentences on the same subject, to pretrain a tiny base model
     base_chats.jsonl        short general chats on the same subject, so that the base is a fair opponent
+    mtg_drafts.csv.gz       drafts of invented cards in the columns of 17lands
 
 The same seed gives the same bytes. Rows that ask one quantity in one wording share a `family`, so that a split by family
 holds out wordings and not merely figures. All texts were written, and all figures computed, for this repository.
@@ -20,6 +21,7 @@ import base_chats
 import base_prose
 import cross_validated_concepts
 import cross_validated_numbers
+import mtg_draft_table
 
 SEED = 42
 SYSTEM = "You are an expert in experimentation, statistics and A/B testing. Explain step by step and cite your sources."
@@ -73,6 +75,7 @@ def main(directory):
         "arxiv", arxiv_concepts.CONCEPTS, arxiv_numbers.QUANTITIES, lambda number, name, nth: f"arxiv_{name}_{nth}"))
     (directory / "base_prose.txt").write_text(base_prose.text(random.Random(f"{SEED} prose")), encoding="utf-8", newline="\n")
     write_lines(directory / "base_chats.jsonl", base_chats.rows(random.Random(f"{SEED} chats"), SYSTEM))
+    mtg_draft_table.write(directory / "mtg_drafts.csv.gz", seed=SEED)
 
 
 if __name__ == "__main__":

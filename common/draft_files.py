@@ -1,0 +1,224 @@
+"""17lands draft data, .csv or .csv.gz of any size, in blocks of arrays: one row a pick, with its pack and its pool.
+
+The kind of file is told from its first bytes, not from its name. A block is parsed by pyarrow; one that pyarrow refuses is read again
+row by row, so that a bad row is named with its line and the others stay.
+"""
+
+import csv
+import gzip
+import io
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.refusal import Refusal
+
+BLOCK = 4 << 20  # bytes of CSV at a time: larger blocks leave the processor's cache and are slower
+LONGEST_HEADER = 16 << 20  # bytes; a file without a line end up to there is no CSV
+WORDS = ("expansion", "event_type", "draft_id", "rank", "pick")
+NUMBERS = ("event_match_wins", "event_match_losses", "pack_number", "pick_number")
+OPTIONAL = ("pick_2", "user_n_games_bucket", "user_game_win_rate_bucket")
+UNUSED = ("draft_time", "pick_maindeck_rate", "pick_sideboard_in_rate", "pick_2_maindeck_rate", "pick_2_sideboard_in_rate")
+RANKS = ("none", "bronze", "silver", "gold", "platinum", "diamond", "mythic")  # an empty rank is "none"
+PACK, POOL = "pack_card_", "pool_"
+MOST = 255  # copies of a card in a pack or a pool
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file whose header was read: where its columns are."""
+
+    path: str
+    header: list
+    pack: list  # places of the pack_card_ columns
+    pool: list
+    unknown: list  # names of columns that are neither read nor known
+
+    def cards(self, places, prefix):
+        return [self.header[place].removeprefix(prefix) for place in places]
+
+
+@dataclass
+class Block:
+    """Some rows of a file. words: {column: (code of each row, the texts)}; numbers: {column: int array}; pack, pool: counts of shape
+    (rows, columns); picked: (rows, 2) pack columns, the second -1 where one card was taken."""
+
+    lines: np.ndarray
+    words: dict
+    numbers: dict
+    pack: np.ndarray
+    pool: np.ndarray
+    picked: np.ndarray = None
+
+    def keep(self, rows):
+        """The block with only these rows (a mask)."""
+        words = {name: (codes[rows], texts) for name, (codes, texts) in self.words.items()}
+        numbers = {name: values[rows] for name, values in self.numbers.items()}
+        return Block(self.lines[rows], words, numbers, self.pack[rows], self.pool[rows], None if self.picked is None else self.picked[rows])
+
+
+def open_table(path):
+    """The `Table` of a file; raises `Refusal` for a file that cannot be read or lacks needed columns."""
+    with _bytes_of(path) as file:
+        line = file.readline(LONGEST_HEADER)
+    if not line:
+        raise Refusal(f"{path} is empty; DRAFTS takes 17lands draft data, a CSV with a header")
+    try:
+        header = next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], strict=True))
+    except (UnicodeDecodeError, csv.Error, StopIteration):
+        raise Refusal(f"{path} does not begin with a CSV header; DRAFTS takes 17lands draft data, .csv or .csv.gz") from None
+    if missing := [name for name in (*WORDS, *NUMBERS) if name not in header]:
+        raise Refusal(f"{path} has no column {', '.join(missing)}; 17lands draft data has them, its game and replay data do not: "
+                      "name a draft file in DRAFTS")  # fmt: skip
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise Refusal(f"{path} has the column {twice[0]} twice, and which one counts is not known; take one out")
+    places = {prefix: [at for at, name in enumerate(header) if name.startswith(prefix)] for prefix in (PACK, POOL)}
+    for prefix, found in places.items():
+        if not found:
+            raise Refusal(f"{path} has no {prefix} columns, so what a pick was chosen from is not in it; name 17lands draft data in DRAFTS")
+    known = {*WORDS, *NUMBERS, *OPTIONAL, *UNUSED}
+    unknown = [name for name in header if name not in known and not name.startswith((PACK, POOL))]
+    return Table(str(path), header, places[PACK], places[POOL], unknown)
+
+
+def blocks(table, bad, size=BLOCK):
+    """Yield a `Block` for about every `size` bytes. bad(line, reason): called for each row that cannot be used; may raise.
+
+    Raises `Refusal` for a file that is cut or has no rows.
+    """
+    line, any_row = 2, False
+    with _bytes_of(table.path) as file:
+        file.readline(LONGEST_HEADER)
+        rest = b""
+        while chunk := file.read(size):
+            end = chunk.rfind(b"\n") + 1
+            if not end:
+                rest += chunk
+                continue
+            text, rest = rest + chunk[:end], chunk[end:]
+            count = text.count(b"\n")
+            yield from _usable(table, text, np.arange(line, line + count), bad)
+            line, any_row = line + count, True
+        if rest.strip():
+            if (found := len(_fields(rest) or [])) < len(table.header):
+                raise Refusal(f"{table.path} is cut in its last row, line {line}, after {found} of {len(table.header)} fields; "
+                              "bring the file again")  # fmt: skip
+            any_row = True
+            yield from _usable(table, rest + b"\n", np.array([line]), bad)
+    if not any_row:
+        raise Refusal(f"{table.path} has a header and no rows; name a file with picks in DRAFTS")
+
+
+@contextmanager
+def _bytes_of(path):
+    """The uncompressed bytes of a file, whatever its name says it is."""
+    try:
+        with Path(path).open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            yield gzip.GzipFile(fileobj=file) if zipped else file  # noqa: SIM115, it closes with `file`
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Refusal(f"{path} is gzip that is cut short or damaged ({str(error).rstrip('.')}); bring the file again") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise Refusal(f"{path} in DRAFTS does not exist; 17lands offers its files at https://www.17lands.com/public_datasets") from None
+    except IsADirectoryError:
+        raise Refusal(f"{path} in DRAFTS is a directory; name the .csv or .csv.gz files in it") from None
+    except PermissionError:
+        raise Refusal(f"{path} in DRAFTS cannot be read by this user; give yourself the right to, or name another file") from None
+
+
+def _usable(table, text, lines, bad):
+    """The block of some whole lines without the bad rows; nothing where none is left."""
+    block = _parsed(table, text, lines)
+    if block is None:
+        text, lines = _rows_that_parse(table, text, lines, bad)
+        block = _parsed(table, text, lines) if len(lines) else None
+        if block is None:
+            if len(lines):
+                raise Refusal(f"{table.path} lines {lines[0]} to {lines[-1]} cannot be read as CSV; bring the file again")
+            return
+    first, no_first = _columns(table, block, "pick")
+    second, no_second = _columns(table, block, "pick_2")
+    rows = np.arange(len(lines))
+    in_pack = (first >= 0) & (block.pack[rows, first] > 0)
+    in_pack &= no_second | ((second >= 0) & (block.pack[rows, second] > (first == second)))
+    codes, texts = block.words["draft_id"]
+    nameless = np.array([not text for text in texts], bool)[codes]
+    block.picked = np.stack([first, np.where(no_second, -1, second)], axis=1)
+    usable = in_pack & ~no_first & ~nameless
+    for row in np.flatnonzero(~usable).tolist():
+        lacking = "rows without a draft_id" if nameless[row] else "rows without a pick" if no_first[row] else None
+        bad(int(lines[row]), lacking or "rows whose pick is not in its pack")
+    if usable.any():
+        yield block if usable.all() else block.keep(usable)
+
+
+def _columns(table, block, name):
+    """(pack column of each row's card, -1 where the pack has none of that name; where no card is named)."""
+    if name not in block.words:
+        return np.full(len(block.lines), -1), np.ones(len(block.lines), bool)
+    codes, texts = block.words[name]
+    place = {card: at for at, card in enumerate(table.cards(table.pack, PACK))}
+    return np.array([place.get(text, -1) for text in texts], np.intp)[codes], np.array([not text for text in texts], bool)[codes]
+
+
+def _parsed(table, text, lines):
+    """The `Block` of these lines as pyarrow reads them, or None where it finds a row that it cannot read."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    wanted = [name for name in table.header if name in WORDS or name in OPTIONAL]
+    types = dict.fromkeys(wanted, pa.dictionary(pa.int32(), pa.string())) | dict.fromkeys(NUMBERS, pa.uint16())
+    counts = [table.header[place] for place in (*table.pack, *table.pool)]
+    types |= dict.fromkeys(counts, pa.uint8())
+    try:
+        found = arrow_csv.read_csv(
+            pa.py_buffer(text),
+            read_options=arrow_csv.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=table.header),
+            parse_options=arrow_csv.ParseOptions(ignore_empty_lines=False),
+            convert_options=arrow_csv.ConvertOptions(column_types=types, null_values=[], include_columns=[*wanted, *NUMBERS, *counts]),
+        )
+    except pa.ArrowInvalid:
+        return None
+    if found.num_rows != len(lines):  # a quote that is not closed swallows line ends
+        return None
+    columns = {name: found.column(name).chunk(0) for name in (*wanted, *NUMBERS)}
+    words = {name: (columns[name].indices.to_numpy(), columns[name].dictionary.to_pylist()) for name in wanted}
+    numbers = {name: columns[name].to_numpy().astype(np.int64) for name in NUMBERS}
+    both = found.select(counts).to_batches()[0].to_tensor(row_major=True).to_numpy()
+    return Block(lines, words, numbers, both[:, : len(table.pack)], both[:, len(table.pack) :])
+
+
+def _rows_that_parse(table, text, lines, bad):
+    """The lines of a block that can be read, each by itself, and their numbers; the slow way, for a block that has a bad row."""
+    numbers = [table.header.index(name) for name in NUMBERS]
+    good, kept = io.BytesIO(), []
+    for number, line in zip(lines.tolist(), text.split(b"\n"), strict=False):
+        if not line.strip():
+            continue
+        if (fields := _fields(line)) is None:
+            bad(number, "rows that are not UTF-8 or not CSV")
+        elif len(fields) != len(table.header):
+            bad(number, "rows with fewer or more fields than the header")
+        elif not all(_is_count(fields[at], 65535) for at in numbers):
+            bad(number, "rows with a pack, pick, win or loss number that is none")
+        elif not all(_is_count(fields[at], MOST) for at in (*table.pack, *table.pool)):
+            bad(number, f"rows with a card count that is no whole number from 0 to {MOST}")
+        else:
+            good.write(line + b"\n")
+            kept.append(number)
+    return good.getvalue(), np.array(kept, int)
+
+
+def _fields(line):
+    try:
+        return next(csv.reader([line.decode("utf-8").rstrip("\r\n")], strict=True), [])
+    except (UnicodeDecodeError, csv.Error):
+        return None
+
+
+def _is_count(text, most):
+    return text.isascii() and text.isdigit() and int(text) <= most
