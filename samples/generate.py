@@ -4,6 +4,10 @@
     arxiv.jsonl             questions in the manner of questions about methods papers, answered in the same manner
     base_prose.txt          plain sentences on the same subject, to pretrain a tiny base model
     base_chats.jsonl        short general chats on the same subject, so that the base is a fair opponent
+    mtg_scryfall.json       invented Magic cards as Scryfall's oracle_cards have them; mtg_rulings.json the rulings on them
+    mtg_atomic.json         the same cards as MTGJSON's AtomicCards
+    mtg_facts/              three facts each of 100 other invented cards, as prepare/mtg_cards.py makes them, split by wording
+    mtg_base_chats.jsonl    the same questions about 150 cards more, so that a base knows the manner and none of those facts
     mtg_drafts.csv.gz       drafts of invented cards in the columns of 17lands
 
 The same seed gives the same bytes. Rows that ask one quantity in one wording share a `family`, so that a split by family
@@ -21,6 +25,7 @@ import base_chats
 import base_prose
 import cross_validated_concepts
 import cross_validated_numbers
+import mtg
 import mtg_draft_table
 
 SEED = 42
@@ -75,6 +80,7 @@ def main(directory):
         "arxiv", arxiv_concepts.CONCEPTS, arxiv_numbers.QUANTITIES, lambda number, name, nth: f"arxiv_{name}_{nth}"))
     (directory / "base_prose.txt").write_text(base_prose.text(random.Random(f"{SEED} prose")), encoding="utf-8", newline="\n")
     write_lines(directory / "base_chats.jsonl", base_chats.rows(random.Random(f"{SEED} chats"), SYSTEM))
+    mtg.write(directory, SEED, random.Random(f"{SEED} mtg chats"))
     mtg_draft_table.write(directory / "mtg_drafts.csv.gz", seed=SEED)
 
 

@@ -1,10 +1,20 @@
-"""Invented cards in the shape of Scryfall's: names, costs, types and rules texts were made up for this repository.
+"""Invented cards in the shape of Scryfall's, and the sample files made of them; all names and texts were made up for this repository.
 
 None is a card of Magic: The Gathering. `invented_cards(count, seed)` gives as many as wanted, the same ones for the same seed.
 """
 
+import contextlib
+import importlib.util
+import json
 import random
+import tempfile
 import uuid
+from pathlib import Path
+
+from common import mtg_files, mtg_questions
+
+FACTS_SEED, BASE_SEED = 7, 8
+FACT_KINDS = ("cost", "type", "power_toughness")
 
 FIRST = ("Bra", "Dro", "Fel", "Gri", "Hu", "Jo", "Ka", "Lu", "Mor", "Ne", "Os", "Pli", "Quo", "Ru", "Sha", "Tov", "Ul", "Vi", "Wex", "Zi")
 MIDDLE = ("ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "su", "ta", "ve", "zo")
@@ -30,6 +40,12 @@ SPELLS = (
     *("Return target creature to its owner's hand.", "Create {n} 1/1 white Soldier tokens.", "Exile target card from a graveyard."),
 )
 RARITIES = ("common", "common", "uncommon", "rare", "mythic")
+RULINGS = (
+    *("If {name} leaves before the ability resolves, the ability resolves all the same.", "You choose the target as you cast the spell."),
+    *("The ability triggers once, however many of them there are.", "{name} can be countered, but its ability cannot."),
+    *("If there is no legal target, nothing happens.", "A copy of {name} has the same mana value."),
+)
+ATOMIC_KEYS = {"manaCost": "mana_cost", "text": "oracle_text", "power": "power", "toughness": "toughness", "loyalty": "loyalty"}
 FORMATS = ("standard", "modern", "legacy", "commander")
 
 
@@ -155,3 +171,126 @@ def printed(generator, layout, colours, faces):
 
 def identifier(generator):
     return str(uuid.UUID(int=generator.getrandbits(128), version=4))
+
+
+# Files of the samples
+
+
+def dump(seed):
+    """A dump as Scryfall has them: 50 cards, and what such a file has besides, which is no card or no new one."""
+    generator = random.Random(f"{seed} invented dump")
+    cards = invented_cards(50, seed)
+    others = (("token", "Token Creature — Moth"), ("emblem", "Emblem"), ("art_series", "Card"), ("scheme", "Scheme"))
+    no_cards = [
+        {**card, "layout": layout, "mana_cost": "", "cmc": 0.0, "type_line": kind, "oracle_text": "Creatures you control have flying."}
+        for card, (layout, kind) in zip(invented_cards(4, seed + 1, simple=True), others, strict=True)
+    ]
+    again = [{**card, "id": identifier(generator), "set": "in2"} for card in (cards[2], cards[9])]
+    twins = [dict(card) for card in invented_cards(3, seed + 5, simple=True)]  # a text and type that another card has too
+    for twin in twins:
+        twin |= {"type_line": "Creature — Otter Scout", "oracle_text": "Haste", "keywords": ["Haste"]}
+    online = {**invented_cards(1, seed + 6, simple=True)[0], "digital": True, "games": ["arena"]}
+    found = [*cards, *no_cards, *again, *twins, online]
+    generator.shuffle(found)
+    return found
+
+
+def rulings(cards, seed):
+    """Scryfall's rulings on every third card or so, one or two each."""
+    generator = random.Random(f"{seed} invented rulings")
+    found = {}
+    for card in cards:
+        if card["layout"] in ("token", "emblem", "art_series", "scheme") or generator.random() < 0.6:
+            continue
+        for text in generator.sample(RULINGS, generator.choice((1, 1, 2))):
+            date = f"20{generator.randint(18, 24)}-{generator.randint(1, 12):02d}-{generator.randint(1, 28):02d}"
+            facts_of_it = {"source": "wotc", "published_at": date, "comment": text.format(name=card["name"])}
+            found[card["oracle_id"], text] = {"object": "ruling", "oracle_id": card["oracle_id"], **facts_of_it}
+    return list(found.values())
+
+
+def atomic(cards, rulings):
+    """The same cards as MTGJSON's AtomicCards, which has no tokens and each card once."""
+    data = {}
+    for card in cards:
+        if card["layout"] in ("token", "emblem", "art_series", "scheme") or card["name"] in data:
+            continue
+        parts = card.get("card_faces", [card])
+        sides = "ab" if len(parts) > 1 else [None]
+        data[card["name"]] = [atomic_face(card, part, side, rulings) for side, part in zip(sides, parts, strict=True)]
+    return {"meta": {"date": "2026-01-01", "version": "5.2.2+20260101"}, "data": data}
+
+
+def atomic_face(card, part, side, rulings):
+    value, supertypes = card["cmc"], [word for word in part["type_line"].split(" — ")[0].split() if word == "Legendary"]
+    types, _, subtypes = part["type_line"].partition(" — ")
+    found = {
+        "colorIdentity": card["color_identity"],
+        "colors": part.get("colors", card["colors"]),
+        "convertedManaCost": value,
+        "identifiers": {"scryfallOracleId": card["oracle_id"]},
+        "layout": card["layout"],
+        "legalities": {name: "Legal" for name, state in card["legalities"].items() if state == "legal"},
+        "manaValue": value,
+        "name": card["name"],
+        "printings": ["INV"],
+        "subtypes": subtypes.split(),
+        "supertypes": supertypes,
+        "type": part["type_line"],
+        "types": [word for word in types.split() if word not in supertypes],
+    }
+    found |= {ours: part[theirs] for ours, theirs in ATOMIC_KEYS.items() if part.get(theirs)}
+    if side:
+        found |= {"side": side, "faceName": part["name"]}
+    own = [{"date": ruling["published_at"], "text": ruling["comment"]} for ruling in rulings if ruling["oracle_id"] == card["oracle_id"]]
+    return found | ({"rulings": own} if own else {})
+
+
+def facts():
+    """100 creatures that the tiny run learns: raw cards, from which the converter makes the rows."""
+    return invented_cards(100, FACTS_SEED, simple=True)
+
+
+def base_chats(random):
+    """Questions of the same kinds about 150 other creatures, for the base model: each wording of a kind about equally often."""
+    taken = {card["name"] for card in facts()}
+    found = []
+    for number, raw in enumerate(invented_cards(150, BASE_SEED, simple=True, taken=taken)):
+        card = mtg_files.card_of(raw, {})
+        for kind in FACT_KINDS:
+            for turn in range(4):
+                wording = (number + 2 * turn) % len(mtg_questions.WORDINGS[kind])
+                question, answer = mtg_questions.question(kind, wording, card), mtg_questions.answer(kind, card)
+                found.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+    random.shuffle(found)
+    return found
+
+
+def write_facts(directory):
+    """mtg_facts/ by the command that converts real cards."""
+    spec = importlib.util.spec_from_file_location("mtg_cards", Path(__file__).parents[1] / "prepare" / "mtg_cards.py")
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
+        raw = Path(scratch, "cards.json")
+        raw.write_text(array(facts()), encoding="utf-8")
+        command.main(cards=str(raw), output=str(directory / "mtg_facts"), split_by="wording", kinds=list(FACT_KINDS))
+
+
+def array(entries):
+    """A JSON array as Scryfall writes it: an entry a line."""
+    return "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n"
+
+
+def write(directory, seed, random):
+    cards = dump(seed)
+    ruled = rulings(cards, seed)
+    files = {
+        "mtg_scryfall.json": array(cards),
+        "mtg_rulings.json": array(ruled),
+        "mtg_atomic.json": json.dumps(atomic(cards, ruled), ensure_ascii=False) + "\n",
+        "mtg_base_chats.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in base_chats(random)),
+    }
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="utf-8", newline="\n")
+    write_facts(directory)
