@@ -8,6 +8,7 @@ from pathlib import Path
 from common.refusal import Refusal
 
 SIDES = ("train", "valid", "test")
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one for each row that is not plain ASCII
 NAMED = 20  # left-out entries that are named; all are counted
 
 
@@ -39,7 +40,7 @@ class SplitFiles:
     def write(self, side, row_id, topic, messages, **more):
         """One conversation; more: further fields of the row, such as the group that it was split by."""
         row = {"id": row_id, "topics": [topic], **more, "messages": messages}
-        self._files[side].write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._files[side].write(ENCODE(row) + "\n")
         self.counts[side] += 1
         self.kinds[topic] += 1
         self.first.setdefault(topic, row)
