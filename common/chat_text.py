@@ -14,6 +14,9 @@ from common.refusal import Refusal
 IGNORED = -100
 DATE = "26 Jul 2024"  # Llama 3.1+ templates print today's date: fixed here, or every day would train on another prompt
 OMISSION = "\n[...]\n"
+# What DeepSeek-R1's distilled models have in their templates: answers lose their reasoning, and every answer has to begin with some.
+DROPS_REASONING = "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+BEGINS_REASONING = "<｜Assistant｜><think>\\n"
 
 
 @dataclass(slots=True)
@@ -38,7 +41,22 @@ def load_tokenizer(path, revision=None):
             f"the tokenizer of {path} has no chat template, so it does not say how a conversation is written; "
             "take the Instruct variant of the model, or add chat_template.jinja beside its tokenizer.json"
         )
+    keep_reasoning(tokenizer)
     return tokenizer
+
+
+def keep_reasoning(tokenizer):
+    """Give a tokenizer whose template drops the reasoning of answers one that keeps it; True where that was so.
+
+    R1's distilled models render an answer without all up to `</think>`, so that training on it would unlearn to reason, and end every
+    prompt with `<think>`, which the rows without reasoning do not have. The variant writes answers as they are, and lets the model
+    begin them. Saved with the model, so that it is asked as it was trained.
+    """
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or DROPS_REASONING not in template:
+        return False
+    tokenizer.chat_template = template.replace(DROPS_REASONING, "").replace(BEGINS_REASONING, BEGINS_REASONING.partition("<think>")[0])
+    return True
 
 
 def render(tokenizer, messages, **options):
@@ -62,6 +80,10 @@ def answer_spans(tokenizer, messages):
                     "the chat template rewrites earlier turns when a later one is added, so labels cannot be told from prompts; "
                     "use a training variant of the template that keeps every turn as it is"
                 )
+            reasoning = message["content"].rpartition("</think>")[0].strip()
+            if reasoning and reasoning not in through[len(before) :]:
+                raise Refusal("the chat template drops the reasoning of answers, all up to </think>, so the model would unlearn it; "
+                              "use a variant of the template that keeps it")  # fmt: skip
             spans.append((len(before), len(through.rstrip())))
     return text, spans
 
@@ -71,7 +93,7 @@ def encode(tokenizer, messages, max_length):
 
     Raises `BadRow` where the answer leaves no room for its prompt, or where content holds a control token as text.
     """
-    control = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+    control = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special or str(t).startswith(("<|", "<｜"))]
     for place, message in enumerate(messages, 1):
         for token in control:
             if token in message["content"]:

@@ -138,12 +138,13 @@ class Checkpoints(TrainerCallback):
         args, state = self.trainer.args, self.trainer.state
         others = [name for name in launch.rank_0_decides(lambda: manifest.files_in(directory)) if name not in files]
         hashed = {name: manifest.describe(directory / name) for name in others[args.process_index :: args.world_size]}
-        parts = launch.gather((hashed, self.between.own_loss()))
+        finite = all(models.is_finite(directory / name) for name in hashed if name.endswith(".safetensors"))
+        parts = launch.gather((hashed, finite, self.between.own_loss()))
         if is_rank_0():
-            for part, _ in parts:
+            for part, _, _ in parts:
                 files |= part
-            if models.is_finite(directory):
-                position = self.between.position() | {"micro_batch": self.micro_batch, "loss_since_log": [loss for _, loss in parts]}
+            if all(finite for _, finite, _ in parts):
+                position = self.between.position() | {"micro_batch": self.micro_batch, "loss_since_log": [loss for *_, loss in parts]}
                 manifest.write(
                     directory, dict(sorted(files.items())), step=state.global_step, world_size=args.world_size, data_key=self.data_key,
                     sharded=self.trainer.is_deepspeed_enabled, optimizer=optimizer_name(self.trainer.optimizer), position=position,

@@ -139,6 +139,13 @@ def memory_gib(cgroups=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")):
     return total / GIB
 
 
+def free_memory_gib():
+    """GiB of host memory that nobody uses now, at most what this process may have."""
+    import psutil
+
+    return min(psutil.virtual_memory().available / GIB, memory_gib())
+
+
 def _groups(cgroups, own, controller):
     """Every directory of control groups that limits this process: its own and all above it."""
     found = [cgroups, cgroups / controller]

@@ -49,6 +49,7 @@ class Job:
     num_train_epochs: float = 1.0
     max_steps: int = -1  # above 0 it decides instead of the epochs
     save_total_limit: int = 3
+    load_best_model_at_end: bool = True  # the best checkpoint is kept besides
     merge: bool = False  # also a merged model in 16 bit
     downloaded: bool = False  # the model comes from the hub
     save_steps: int = 500

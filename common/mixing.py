@@ -1,8 +1,10 @@
 """Splitting rows by their source question, and weighting the files of the training side afterwards."""
 
 import hashlib
+import json
 from collections import defaultdict
 
+from common import chat_rows
 from common.refusal import Refusal
 
 
@@ -43,6 +45,33 @@ def split(rows, held_out, seed, report=None):
     return [row for row in rows if id(row) not in held], *sides
 
 
+def held_out_rows(file, used, report, bad_rows="stop", split_by="id"):
+    """The rows of a file that is held out, without those that `used` ([(what, rows), …]) has word for word.
+
+    Raises `Refusal` that names the first shared ones; with bad_rows "skip" they are left out, as other bad rows, in `report`.
+    """
+    rows, found = chat_rows.read([file], bad_rows, split_by)
+    places = {_words(row): (what, row) for what, others in used for row in others}
+    shared, bad = [], found["bad_rows"]
+    for row in rows:
+        if _words(row) in places:
+            what, other = places[_words(row)]
+            shared.append(row)
+            raw = json.dumps({"id": row.id, "messages": row.messages}, ensure_ascii=False)
+            bad.append({"file": row.file, "line": row.line, "raw": raw, "reason": f"it is in the {what} rows too, {other.file} line {other.line}"})
+    if shared and bad_rows == "stop":
+        named = "; ".join(f"line {b['line']}: {b['reason']}" for b in bad[:3])
+        raise Refusal(f"{file} shares {len(shared):,} of its {len(rows):,} rows with those it is to judge ({named}), so its loss would say how "
+                      'well they are remembered. Take them out of one of the two, or set BAD_ROWS = "skip" to leave them out here')  # fmt: skip
+    kept = [row for row in rows if _words(row) not in places]
+    if not kept:
+        raise Refusal(f"{file} has no row that is not in the other files too; name a file of rows that are held out")
+    report["bad_rows"] += bad
+    report["bad_row_count"] += len(bad)
+    report["rows_read"] += len(rows) + len(found["bad_rows"]) - len(shared)
+    return kept
+
+
 def weigh(rows, weights, seed):
     """The rows with each file's weight applied: 2.0 repeats every row, 0.5 keeps half of them, 1.5 adds half again.
 
@@ -62,6 +91,10 @@ def weigh(rows, weights, seed):
     if not weighted:
         raise Refusal(f"the weights {weights} leave no row to train on; give at least one file a weight above 0")
     return weighted
+
+
+def _words(row):
+    return hashlib.blake2b(json.dumps(row.messages).encode(), digest_size=16).digest()
 
 
 def _joined(rows):

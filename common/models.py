@@ -10,7 +10,7 @@ from common.refusal import Refusal
 from common.run_directory import read_json
 
 CHECKPOINTING = {"unsloth": "unsloth", "true": True, "none": False}  # the recipe's word -> Unsloth's argument
-PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<unk>")
+PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|vision_pad|>", "<|fim_pad|>", "<pad>", "<unk>")
 
 
 def quiet():
@@ -118,7 +118,7 @@ def count_parameters(model):
     total = trainable = 0
     for parameter in model.parameters():
         packed = type(parameter).__name__ == "Params4bit" and parameter.quant_state is not None
-        count = parameter.quant_state.shape.numel() if packed else parameter.numel()
+        count = parameter.quant_state.shape.numel() if packed else getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3: of all ranks
         total += count
         trainable += count if parameter.requires_grad else 0
     return total, trainable
@@ -177,13 +177,17 @@ def check_adapter(directory, tensors=None):
             raise Refusal(f"{file}: {name} is all zero, as before training; nothing was learned")
 
 
-def is_finite(directory):
-    """False where a saved tensor of `directory` holds NaN or infinity."""
+def is_finite(file):
+    """False where a tensor of a safetensors file holds NaN or infinity."""
     import torch
     from safetensors import safe_open
 
-    for file in Path(directory).glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            if not all(torch.isfinite(tensors.get_tensor(name)).all() for name in tensors.keys()):  # noqa: SIM118 - no mapping
-                return False
-    return True
+    with safe_open(file, framework="pt") as tensors:
+        return all(torch.isfinite(tensors.get_tensor(name)).all() for name in tensors.keys())  # noqa: SIM118 - no mapping
+
+
+def require_finite(directory):
+    """Refuse a saved model that holds NaN or infinity."""
+    for file in sorted(Path(directory).glob("*.safetensors")):
+        if not is_finite(file):
+            raise Refusal(f"{file} holds NaN or infinite numbers; take an earlier checkpoint and a lower LEARNING_RATE")

@@ -207,7 +207,7 @@ def disk_of(job, workload=None, steps=None, tokenizer_bytes=None):
     one = disk_needs.checkpoint_bytes(trained, job.optim, job.zero_stage, adapter, beside, job.gpus, small, job.model, job.load_in_4bit)
     limit = job.save_total_limit if job.keep_local else 1
     saves = steps and -(-steps // job.save_steps)  # and one at the end
-    kept = disk_needs.kept_bytes(one, limit, best=not job.pretraining)
+    kept = disk_needs.kept_bytes(one, limit, best=job.load_best_model_at_end and not job.pretraining)
     found = {"checkpoints": kept if not saves or job.pretraining else min(kept, one * saves)}  # files ask for more of pretraining
     found["final_model"] = disk_needs.final_model_bytes(trained, adapter, job.zero_stage, beside)
     if adapter and job.merge:

@@ -2,6 +2,7 @@
 
     outputs/<run>/
         constants.json          the resolved constants
+        ds_config.json          the ZeRO JSON as it was resolved, where weights are divided among ranks
         run.json                recipe, base model, status, versions, command, figures of the training
         data.json               statistics of the data, the masked example
         validation.jsonl        held-out rows that pick the best checkpoint
@@ -52,6 +53,7 @@ class RunDirectory:
 
     constants = property(lambda self: self.path / "constants.json")
     run = property(lambda self: self.path / "run.json")
+    ds_config = property(lambda self: self.path / "ds_config.json")
     claim = property(lambda self: self.path / ".claim.json")  # whose the name is until run.json says it
     data = property(lambda self: self.path / "data.json")
     validation = property(lambda self: self.path / "validation.jsonl")

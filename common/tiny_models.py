@@ -1,7 +1,7 @@
 """The embedded models of `--tiny`: small, of the recipe's family, with its real chat template, built here and cached.
 
-Each is briefly pretrained on `samples/base_prose.txt` and `samples/base_chats.jsonl`, so that fine-tuning starts from
-a model that knows the subject's words and how a chat goes, but not the manner of the answers it is to learn.
+Each is briefly pretrained on texts of `samples/`, so that fine-tuning starts from a model that knows the subject's words and how a
+chat goes, but not what it is to learn.
 """
 
 import hashlib
@@ -22,10 +22,14 @@ SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 class Tiny:
     """Dimensions and pretraining of one embedded model; widths in features, lengths in tokens."""
 
-    family: str
+    family: str  # transformers' model_type
     template: str  # chat template shipped with TRL
     special: tuple  # control tokens: begin, end of text, padding, then the template's own
     end_of_turn: str
+    texts: tuple  # in samples/: prose (.txt) and chats (.jsonl) to pretrain on
+    markup: tuple = ()  # tokens of their own that may stand in what people write
+    tie_word_embeddings: bool = True
+    rope_theta: float = 500_000.0
     vocab_size: int = 1024
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -49,6 +53,18 @@ KNOWN = {
             *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         ),
         end_of_turn="<|eot_id|>",
+        texts=("base_prose.txt", "base_chats.jsonl"),
+    ),
+    "tiny-r1": Tiny(  # of the family of DeepSeek-R1-Distill-Qwen, which TinyR1-32B belongs to
+        family="qwen2",
+        template="deepseek_r1_distill",
+        special=("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<｜User｜>", "<｜Assistant｜>"),
+        end_of_turn="<｜end▁of▁sentence｜>",
+        texts=("mtg_base_chats.jsonl",),
+        markup=("<think>", "</think>"),
+        tie_word_embeddings=False,
+        rope_theta=1_000_000.0,
+        num_hidden_layers=3,
     ),
 }
 
@@ -57,7 +73,7 @@ def ensure(name):
     """The directory of the embedded model `name`, built first where the cache has none; `Refusal` for an unknown name."""
     path, tiny, start = _path(name), KNOWN[name], time.time()
     if not path.is_dir():
-        say(f"building {name} once: {tiny.steps} steps of pretraining on {SAMPLES.name}/base_prose.txt and base_chats.jsonl")
+        say(f"building {name} once: {tiny.steps} steps of pretraining on {SAMPLES.name}/{' and '.join(tiny.texts)}")
     built, loss = cache.build_once(path, lambda directory: build(tiny, directory))
     if built:
         say(f"{name} built in {time.time() - start:.0f} s, last pretraining loss {loss:.2f}")
@@ -76,7 +92,7 @@ def dimensions(name):
     tiny = KNOWN[name]
     return Dimensions(
         tiny.family, tiny.hidden_size, tiny.intermediate_size, tiny.num_hidden_layers, tiny.num_attention_heads, tiny.num_key_value_heads,
-        tiny.hidden_size // tiny.num_attention_heads, tiny.vocab_size, tiny.max_position_embeddings, tie_word_embeddings=True,
+        tiny.hidden_size // tiny.num_attention_heads, tiny.vocab_size, tiny.max_position_embeddings, tiny.tie_word_embeddings,
     )  # fmt: skip
 
 
@@ -84,7 +100,7 @@ def _path(name):
     if name not in KNOWN:
         raise Refusal(f"there is no embedded model {name!r}; known are {', '.join(KNOWN)}")
     digest = hashlib.sha256(json.dumps(asdict(KNOWN[name])).encode() + Path(__file__).read_bytes())
-    for file in ("base_prose.txt", "base_chats.jsonl"):
+    for file in KNOWN[name].texts:
         digest.update((SAMPLES / file).read_bytes())
     return cache.root() / "tiny_models" / f"{name}-{digest.hexdigest()[:12]}"
 
@@ -93,21 +109,26 @@ def build(tiny, directory):
     """Train tokenizer and model of `tiny` into `directory` (safetensors, bf16); returns the last loss."""
     hardware.prepare_torch()
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(tiny.seed)
-    prose = (SAMPLES / "base_prose.txt").read_text(encoding="utf-8")
-    chats = [json.loads(line)["messages"] for line in (SAMPLES / "base_chats.jsonl").read_text(encoding="utf-8").splitlines()]
+    prose, chats = [], []
+    for name in tiny.texts:
+        lines = (SAMPLES / name).read_text(encoding="utf-8").splitlines()
+        if name.endswith(".txt"):
+            prose += [line for line in lines if line.strip()]
+        else:
+            chats += [json.loads(line)["messages"] for line in lines]
     tokenizer = _train_tokenizer(tiny, prose, chats)
     ids = _training_ids(tokenizer, prose, chats)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=tiny.hidden_size, intermediate_size=tiny.intermediate_size,
+    config = AutoConfig.for_model(
+        tiny.family, vocab_size=len(tokenizer), hidden_size=tiny.hidden_size, intermediate_size=tiny.intermediate_size,
         num_hidden_layers=tiny.num_hidden_layers, num_attention_heads=tiny.num_attention_heads,
         num_key_value_heads=tiny.num_key_value_heads, max_position_embeddings=tiny.max_position_embeddings,
-        rope_theta=500_000.0, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+        rope_theta=tiny.rope_theta, tie_word_embeddings=tiny.tie_word_embeddings, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     loss = _pretrain(model, torch.tensor(ids), tiny)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.to(torch.bfloat16).save_pretrained(directory)
@@ -117,17 +138,17 @@ def build(tiny, directory):
 
 def _train_tokenizer(tiny, prose, chats):
     """Byte-level BPE on the same text; digits are single tokens, so that numbers can be copied."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=tiny.vocab_size, special_tokens=list(tiny.special), show_progress=False, initial_alphabet=byte_level.alphabet()
-    )
-    bpe.train_from_iterator(prose.splitlines() + [m["content"] for chat in chats for m in chat], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=tiny.vocab_size - len(tiny.markup), special_tokens=list(tiny.special), show_progress=False,
+                                  initial_alphabet=byte_level.alphabet())  # fmt: skip
+    bpe.train_from_iterator(prose + [m["content"] for chat in chats for m in chat], trainer)
+    bpe.add_tokens([AddedToken(token, normalized=False, special=False) for token in tiny.markup])
     begin, end, pad = tiny.special[:3]
     bpe.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, bpe.token_to_id(begin))])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=begin, eos_token=tiny.end_of_turn, pad_token=pad,
@@ -140,7 +161,7 @@ def _training_ids(tokenizer, prose, chats):
     """One stream of ids: prose by line and chats in turn, each behind a BOS."""
     import random
 
-    pieces = [tokenizer.bos_token + line for line in prose.splitlines() if line.strip()]
+    pieces = [tokenizer.bos_token + line for line in prose]
     pieces += [chat_text.render(tokenizer, chat) for chat in chats for _ in range(2)]
     random.Random(0).shuffle(pieces)
     return [i for ids in tokenizer(pieces, add_special_tokens=False)["input_ids"] for i in ids]

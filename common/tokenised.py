@@ -23,7 +23,7 @@ LOOKED_AT = 10**9  # bytes of data that `find` reads to tell whether a cache is 
 
 @dataclass(frozen=True)
 class Tokenised:
-    """A built cache. train and validation have columns input_ids, labels (list[int32]) and length (int32)."""
+    """A built cache. Its rows have columns input_ids, labels (list[int32]) and length (int32)."""
 
     path: Path
 
@@ -35,6 +35,10 @@ class Tokenised:
     def validation(self):
         """None where nothing is held out."""
         return self._load("validation") if (self.path / "validation").is_dir() else None
+
+    def test(self):
+        """None where there is no test part, or only its text was kept."""
+        return self._load("test") if (self.path / "test").is_dir() else None
 
     def lengths(self):
         """Tokens of every training row, int32 [rows], in the order of the rows. Reads one column, without `datasets`."""
@@ -92,11 +96,11 @@ def find(build, files, model, **settings):
     return Tokenised(path) if path.is_dir() else None
 
 
-def encode(directory, parts, report, model, revision, max_length, bad_rows, weights):
+def encode(directory, parts, report, model, revision, max_length, bad_rows, weights, keep=("train", "validation")):
     """Tokenise `parts` ({"train": rows, "validation": …, "test": …}) into `directory`, with statistics in data.json.
 
     Equal rows (weights above 1 repeat them) are tokenised once. Rows that cannot be used are stopped at or left out
-    as `bad_rows` says. The test part is only counted here: it is judged later, from its text.
+    as `bad_rows` says. Parts that are not in `keep` are only counted here: they are judged later, from their text.
     """
     tokenizer = chat_text.load_tokenizer(model, revision)
     splits, bad, first = {}, list(report["bad_rows"]), None
@@ -119,7 +123,7 @@ def encode(directory, parts, report, model, revision, max_length, bad_rows, weig
             raise Refusal(f"none of the {len(rows)} {name} rows can be used; {bad[-1]['file']} line {bad[-1]['line']}: {bad[-1]['reason']}")
         first = first or kept[0]
         splits[name] = _statistics(encoded, kept, [place[id(row)] for row in kept]) | {"dropped": len(rows) - len(kept)}
-        if name != "test":
+        if name in keep:
             columns = encoded.select([place[id(row)] for row in kept]).select_columns(["input_ids", "labels", "length"])
             columns.save_to_disk(str(directory / name))
         if name != "train":

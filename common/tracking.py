@@ -8,11 +8,12 @@ from pathlib import Path
 from common.log import say
 
 
-def prepare(report_to, run, previous_id=None):
+def prepare(report_to, run, previous_id=None, entity=None, project=None, run_name=None):
     """Set the environment that transformers' reporters read; returns the W&B run id, None without W&B.
 
     Without a key W&B writes offline files into the run directory, and it is said how to upload them. previous_id:
-    the id of the run that is resumed, which is continued.
+    the id of the run that is resumed, which is continued. The rest as W&B's own; None leaves it to its environment variables, the
+    project then is unsloth-recipes, and the name the run directory's.
     """
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
     if "wandb" not in report_to:
@@ -23,7 +24,8 @@ def prepare(report_to, run, previous_id=None):
         say(f"W&B is not logged in (no WANDB_API_KEY, no `wandb login`): it writes offline; later: wandb sync {offline}")
     run_id = previous_id or secrets.token_hex(4)
     os.environ.setdefault("WANDB_PROJECT", "unsloth-recipes")
-    os.environ.update(WANDB_DIR=str(run.wandb), WANDB_RUN_ID=run_id, WANDB_RESUME="allow", WANDB_NAME=run.path.name, WANDB_SILENT="true")
+    os.environ |= {f"WANDB_{key}": value for key, value in (("PROJECT", project), ("ENTITY", entity)) if value}
+    os.environ.update(WANDB_DIR=str(run.wandb), WANDB_RUN_ID=run_id, WANDB_RESUME="allow", WANDB_NAME=run_name or run.path.name, WANDB_SILENT="true")
     run.wandb.mkdir(parents=True, exist_ok=True)
     return run_id
 

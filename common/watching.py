@@ -29,7 +29,8 @@ def begin(run, checkpoint, settings, model, model_name, data, report_to, notes, 
     each = BYTES_A_FULL_ONE if trainable == total else BYTES_A_CHECKPOINT
     hardware.require_disk(run.path, trainable * each / 1e9, "one checkpoint")
     abandoned = run.set_aside_newer(checkpoint) if checkpoint else []
-    run_id = tracking.prepare(report_to, run, (read_json(run.run) or {}).get("wandb_run_id"))
+    wandb = {name: settings.values.get(f"WANDB_{name.upper()}") for name in ("entity", "project", "run_name")}
+    run_id = tracking.prepare(report_to, run, (read_json(run.run) or {}).get("wandb_run_id"), **wandb)
     run.begin(
         settings.values, recipe=settings.recipe, model_name=str(model_name), model_revision=settings.values.get("MODEL_REVISION"),
         tiny=settings.tiny, command=settings.command, hardware=hardware.describe(), versions=versions.installed(), wandb_run_id=run_id,
@@ -150,9 +151,11 @@ class Watch(TrainerCallback):
         now = time.time()
         figures = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), "seconds": round(now - self.start, 2)}
         if "eval_loss" in logs:
-            figures |= {name: logs[name] for name in ("eval_loss", "eval_bits_per_byte") if name in logs}
-            bits = f"  {logs['eval_bits_per_byte']:.4f} bits per byte" if "eval_bits_per_byte" in logs else ""
-            self._write(f"held-out loss {logs['eval_loss']:.4f}{bits}", state)
+            figures |= {name: logs[name] for name in ("eval_loss", "eval_bits_per_byte", "eval_exact_match") if name in logs}
+            more = f"  {logs['eval_bits_per_byte']:.4f} bits per byte" if "eval_bits_per_byte" in logs else ""
+            if "eval_exact_match" in logs:
+                more = f"  perplexity {logs['eval_perplexity']:.2f}  {logs['eval_exact_match']:.1%} answered exactly"
+            self._write(f"held-out loss {logs['eval_loss']:.4f}{more}", state)
             self.last_time += logs.get("eval_runtime", 0)  # evaluation is not training time
         elif loss is not None:
             speed = (state.num_input_tokens_seen - self.last_tokens) / max(now - self.last_time, 1e-9)

@@ -1,0 +1,163 @@
+"""Full fine-tuning of conversations: TRL's trainer where it has to differ when the weights are divided among ranks.
+
+Import this after `import unsloth`, which replaces TRL's trainer.
+"""
+
+import math
+import time
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from common import full_weights, launch
+from common.chat_text import IGNORED
+from common.log import is_rank_0, say
+from common.run_directory import write_json
+
+MOVED_AFTER = 3  # optimiser steps; the first of a warmup has the learning rate 0
+
+
+class FullFineTuning(SFTTrainer):
+    """An SFTTrainer that saves in shards without gathering the model anywhere, and judges held-out rows by loss and exact answers."""
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """Config, weights and tokenizer; all ranks must call it. Under DeepSpeed in the model's own 16 bit: the fp32 ones are the engine's."""
+        full_weights.save(self.accelerator.unwrap_model(self.model), output_dir)
+        if self.args.should_save:
+            self.processing_class.save_pretrained(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        full_weights.read(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """{eval_loss: nats a label token, eval_perplexity, eval_exact_match, …} over every held-out row, on any number of ranks the same.
+
+        exact_match: the share of rows of which every label is the most likely token, which greedy generation would then write.
+        """
+        rows, args, start, name = eval_dataset or self.eval_dataset, self.args, time.time(), metric_key_prefix
+        model = self.model if self.is_in_train or not self.is_deepspeed_enabled else self._prepared()
+        training = model.training
+        model.eval()
+        order = np.argsort(np.asarray(rows["length"][:]), kind="stable")  # neighbours of like length need little padding
+        batches = [order[at : at + args.per_device_eval_batch_size].tolist() for at in range(0, len(order), args.per_device_eval_batch_size)]
+        sums = torch.zeros(4, dtype=torch.float64)  # nats, labels, exact rows, rows
+        for first in range(0, len(batches), args.world_size):  # as many times in every rank, for each has a part of the weights
+            mine = first + args.process_index
+            sums += self._judged([rows[row] for row in batches[min(mine, len(batches) - 1)]], model) * (mine < len(batches))
+            self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
+        model.train(training)
+        nats, labels, exact, count = self.accelerator.reduce(sums.to(args.device), "sum").tolist()
+        loss = nats / max(labels, 1)
+        metrics = {f"{name}_loss": loss, f"{name}_perplexity": math.exp(min(loss, 700)), f"{name}_exact_match": exact / count}
+        metrics[f"{name}_runtime"] = round(time.time() - start, 3)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
+        return metrics
+
+    def _prepared(self):
+        """The model after a run's end, when the engine that gathered its parts for each layer may never have been."""
+        if self.deepspeed is None:
+            from transformers.integrations.deepspeed import deepspeed_init
+
+            deepspeed_init(self, num_training_steps=0, inference=True)
+            self.deepspeed = self.accelerator.prepare(self.model)
+        return self.deepspeed
+
+    def _judged(self, rows, model):
+        """float64 [4]: summed loss and count of the labels of `rows`, rows with every label the most likely token, rows."""
+        longest = max(row["length"] for row in rows)
+        ids, labels = torch.zeros(len(rows), longest, dtype=torch.long), torch.full((len(rows), longest), IGNORED)
+        for place, row in enumerate(rows):
+            ids[place, : row["length"]], labels[place, : row["length"]] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
+        mask = torch.arange(longest) < torch.tensor([[row["length"]] for row in rows])
+        device = self.args.device
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False).logits
+        found, labels = torch.zeros(4, dtype=torch.float64), labels.to(device)
+        for row, wanted in zip(logits, labels, strict=True):  # one at a time: float32 of a large vocabulary takes a gigabyte
+            learned = wanted[1:] != IGNORED
+            row, wanted = row[:-1][learned].float(), wanted[1:][learned]
+            nats = torch.nn.functional.cross_entropy(row, wanted, reduction="sum").item()
+            found += torch.tensor([nats, len(wanted), bool((row.argmax(-1) == wanted).all()), 1], dtype=torch.float64)
+        return found
+
+
+class Moving(TrainerCallback):
+    """After the first optimiser steps: refuses a run in which a tensor has not moved, or whose masters are not fp32."""
+
+    def __init__(self, trainer):
+        self.trainer, self.before, self.due = trainer, None, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.due = state.global_step + MOVED_AFTER
+        if self.due <= state.max_steps:
+            self.before = full_weights.checksums(self.trainer.accelerator.unwrap_model(self.trainer.model))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.before is not None and state.global_step >= self.due:
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            count = full_weights.require_moved(model, self.before, MOVED_AFTER)
+            self.before = None
+            say(f"all {count} tensors have moved in {MOVED_AFTER} steps; what the optimiser moves is fp32")
+
+
+def not_covered():
+    """What a run on this machine does not show of a run on GPUs, in sentences."""
+    if torch.cuda.is_available():
+        return []
+    return [
+        "no GPU: rows are grouped by length in place of packing, plain transformers load the model in place of Unsloth, whose CPU loader "
+        "ZeRO-3 refuses, and its GPU kernels, NCCL and several nodes are not exercised by this run"
+    ]
+
+
+def resolved_ds_config(trainer):
+    """The ZeRO JSON with every "auto" decided, as the engine got it; None without DeepSpeed. Tensors and callables are left out."""
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    return plugin and {key: value for key, value in plugin.deepspeed_config.items() if key != "checkpoint"}
+
+
+def finish(trainer, run, rows, dtype, constants):
+    """Write final_model/, compare it with the live model on the first of `rows` (Dataset), say both; figures for run.json. All ranks.
+
+    dtype: of the saved weights. Raises `Refusal` where it is not whole or says something else.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    full_weights.save(model, run.final_model, dtype)
+    launch.rank_0_decides(lambda: _check(trainer, model, run, constants))
+    live = model if trainer.is_in_train or not trainer.is_deepspeed_enabled else trainer._prepared()
+    samples = [rows[number]["input_ids"][:256] for number in range(min(4, len(rows)))]
+    figures = full_weights.compare(live, run.final_model, samples, trainer.args.device)
+    if figures:
+        say(f"final model written to {run.final_model}; plain transformers' logits of it are within {figures['relative_rms']:.2%} of the "
+            "trained model's")  # fmt: skip
+    else:
+        say(f"final model written to {run.final_model}; it was not loaded again for a comparison: this machine's memory is too small")
+    return {"export": figures}
+
+
+def _check(trainer, model, run, constants):
+    from common import models
+
+    count = full_weights.check(model, run.final_model)
+    models.require_finite(run.final_model)
+    trainer.processing_class.save_pretrained(run.final_model)
+    write_json(run.final_model / "constants.json", constants)
+    return count
+
+
+def test(trainer, rows):
+    """Loss, perplexity and exact answers of the test rows (Dataset), once at the end; {"test_loss", …} for run.json, {} without rows."""
+    if rows is None:
+        return {}
+    found = trainer.evaluate(rows, metric_key_prefix="test")
+    if is_rank_0():
+        say(f"test file: {words(found, 'test')} on {len(rows):,} rows")
+    return {name: value for name, value in found.items() if not name.endswith("runtime")}
+
+
+def words(metrics, name):
+    """Loss, perplexity and exact answers of `evaluate`, in words."""
+    return f"loss {metrics[f'{name}_loss']:.4f}, perplexity {metrics[f'{name}_perplexity']:.2f}, {metrics[f'{name}_exact_match']:.1%} exact"
