@@ -85,8 +85,8 @@ def open_table(path):
     return Table(str(path), header, places[PACK], places[POOL], unknown)
 
 
-def blocks(table, bad, size=BLOCK):
-    """Yield a `Block` for about every `size` bytes. bad(line, reason): called for each row that cannot be used; may raise.
+def blocks(table, bad):
+    """Yield a `Block` for about every BLOCK bytes. bad(line, reason): called for each row that cannot be used; may raise.
 
     Raises `Refusal` for a file that is cut or has no rows.
     """
@@ -94,7 +94,7 @@ def blocks(table, bad, size=BLOCK):
     with _bytes_of(table.path) as file:
         file.readline(LONGEST_HEADER)
         rest = b""
-        while chunk := file.read(size):
+        while chunk := file.read(BLOCK):
             end = chunk.rfind(b"\n") + 1
             if not end:
                 rest += chunk
@@ -132,16 +132,20 @@ def _bytes_of(path):
 
 
 def _usable(table, text, lines, bad):
-    """Yield the blocks of some whole lines, without the bad rows."""
+    """The blocks of some whole lines, without the bad rows; these are told in the order of their lines."""
+    found, wrong = [], []
     for part, numbers, counts, whole in _by_shape(table, text, lines):
         block = _parsed(table, part, numbers, counts)
         if block is None:
-            part, numbers = _rows_that_parse(table, whole, numbers, bad)
+            part, numbers = _rows_that_parse(table, whole, numbers, wrong)
             block = _parsed(table, part, numbers) if len(numbers) else None
             if block is None and len(numbers):
                 raise Refusal(f"{table.path} lines {numbers[0]} to {numbers[-1]} cannot be read as CSV; bring the file again")
         if block is not None:
-            yield from _with_picks(table, block, bad)
+            found.append(_with_picks(table, block, wrong))
+    for line, reason in sorted(wrong):
+        bad(line, reason)
+    return [block for block in found if len(block.lines)]
 
 
 def _by_shape(table, text, lines):
@@ -167,8 +171,8 @@ def _by_shape(table, text, lines):
             yield part, lines[rows], counts[rows] if found is others else None, original
 
 
-def _with_picks(table, block, bad):
-    """Yield the block without the rows whose pick cannot be."""
+def _with_picks(table, block, wrong):
+    """The block without the rows whose pick cannot be, which are added to `wrong` with the reason."""
     first, no_first = _columns(table, block, "pick")
     second, no_second = _columns(table, block, "pick_2")
     rows = np.arange(len(block.lines))
@@ -180,9 +184,8 @@ def _with_picks(table, block, bad):
     usable = in_pack & ~no_first & ~nameless
     for row in np.flatnonzero(~usable).tolist():
         lacking = "rows without a draft_id" if nameless[row] else "rows without a pick" if no_first[row] else None
-        bad(int(block.lines[row]), lacking or "rows whose pick is not in its pack")
-    if usable.any():
-        yield block if usable.all() else block.keep(usable)
+        wrong.append((int(block.lines[row]), lacking or "rows whose pick is not in its pack"))
+    return block if usable.all() else block.keep(usable)
 
 
 def _columns(table, block, name):
@@ -228,21 +231,22 @@ def _parsed(table, text, lines, counts=None):
     return Block(lines, words, numbers, counts[:, pack], counts[:, pool])
 
 
-def _rows_that_parse(table, text, lines, bad):
-    """The lines of a block that can be read, each by itself, and their numbers; the slow way, for a block that has a bad row."""
+def _rows_that_parse(table, text, lines, wrong):
+    """The lines of a block that can be read, each by itself, and their numbers; the others are added to `wrong`. The slow way, for a
+    block that has a bad row."""
     numbers = [table.header.index(name) for name in NUMBERS]
     good, kept = io.BytesIO(), []
     for number, line in zip(lines.tolist(), text.split(b"\n"), strict=False):
         if not line.strip():
             continue
         if (fields := _fields(line)) is None:
-            bad(number, "rows that are not UTF-8 or not CSV")
+            wrong.append((number, "rows that are not UTF-8 or not CSV"))
         elif len(fields) != len(table.header):
-            bad(number, "rows with fewer or more fields than the header")
+            wrong.append((number, "rows with fewer or more fields than the header"))
         elif not all(_is_count(fields[at], 65535) for at in numbers):
-            bad(number, "rows with a pack, pick, win or loss number that is none")
+            wrong.append((number, "rows with a pack, pick, win or loss number that is none"))
         elif not all(_is_count(fields[at], MOST) for at in (*table.pack, *table.pool)):
-            bad(number, f"rows with a card count that is no whole number from 0 to {MOST}")
+            wrong.append((number, f"rows with a card count that is no whole number from 0 to {MOST}"))
         else:
             good.write(line + b"\n")
             kept.append(number)
