@@ -13,15 +13,15 @@ class Facts:
 
     def add(self, picks, counted):
         """Count the picks (prepare/mtg_drafts.py `arrays`) of the rows that `counted`, a mask, names."""
-        first, second = picks["picked"].T
+        first, second = picks["picked"].T  # the second is -1 where one card was taken
         for code, group in enumerate(picks["groups"]):
             rows = counted & (picks["group"] == code)
             table = self.tables.setdefault(group, np.zeros((6, len(self.cards)), np.int64))
-            table[SEEN] += np.bincount(picks["pack_card"][rows[picks["pack_row"]]], minlength=len(self.cards))
+            table[SEEN] += np.bincount(picks["pack_card"][np.repeat(rows, picks["pack_sizes"])], minlength=len(self.cards))
             for nth, taking in enumerate((rows, rows & (second >= 0) & (second != first))):  # two copies from one pack are one taking
                 at, card = np.flatnonzero(taking), picks["picked"][taking, nth]
                 np.add.at(table[TAKEN], card, 1)
-                np.add.at(table[AT], card, picks["pick_number"][at] + 1)
+                np.add.at(table[AT], card, picks["pick_number"][at] + np.int64(1))
                 once = picks["first"][at, nth]  # a draft is counted where it takes its first copy, so nothing need be remembered of drafts
                 np.add.at(table[DRAFTED], card[once], 1)
                 np.add.at(table[WON], card[once], picks["event_match_wins"][at[once]])

@@ -225,7 +225,7 @@ def _parsed(table, text, lines, counts=None):
         counts = found.select(columns).to_batches()[0].to_tensor(row_major=True).to_numpy()
     found = {name: found.column(name).chunk(0) for name in (*wanted, *NUMBERS)}
     words = {name: (found[name].indices.to_numpy(), found[name].dictionary.to_pylist()) for name in wanted}
-    numbers = {name: found[name].to_numpy().astype(np.int64) for name in NUMBERS}
+    numbers = {name: found[name].to_numpy() for name in NUMBERS}
     at = {place: column for column, place in enumerate(places)}
     pack, pool = ([at[place] for place in own] for own in (table.pack, table.pool))
     return Block(lines, words, numbers, counts[:, pack], counts[:, pool])

@@ -94,10 +94,10 @@ def require_filter_columns(tables):
 
 def read(tables, cards, out):
     """Yield the picks that pass the filters, a dictionary of arrays for each block; `out` counts what does not."""
-    sample = set()
+    sample, smallest = set(), np.min_scalar_type(-len(cards) - 1)  # what waits on the disk should be small
     for table in tables:
-        pack_cards = np.array([cards[name] for name in table.cards(table.pack, draft_files.PACK)], np.int32)
-        pool_cards = np.array([cards[name] for name in table.cards(table.pool, draft_files.POOL)], np.int32)
+        pack_cards = np.array([cards[name] for name in table.cards(table.pack, draft_files.PACK)], smallest)
+        pool_cards = np.array([cards[name] for name in table.cards(table.pool, draft_files.POOL)], smallest)
         in_pool = {card: at for at, card in enumerate(pool_cards.tolist())}
         pool_of = np.array([in_pool.get(card, -1) for card in pack_cards.tolist()], np.intp)  # the pool's column of a pack's column
 
@@ -159,10 +159,12 @@ def sampled(block, sample, out):
 
 def arrays(block, pack_cards, pool_cards, pool_of):
     """What facts and conversations need of a block, by card number; a pack's and a pool's cards stand row after row."""
-    found = {"lines": block.lines, **block.numbers}
+    found = dict(block.numbers)
     for name, counts, card in (("pack", block.pack, pack_cards), ("pool", block.pool, pool_cards)):
-        row, column = np.divmod(np.flatnonzero(counts != 0).astype(np.int32), counts.shape[1])  # four times as fast as np.nonzero
-        found |= {f"{name}_row": row, f"{name}_card": card[column], f"{name}_count": counts[row, column]}
+        there = np.flatnonzero(counts != 0)  # four times as fast as np.nonzero
+        found[f"{name}_card"] = card[there % counts.shape[1]]
+        found[f"{name}_count"] = counts.reshape(-1)[there]
+        found[f"{name}_sizes"] = np.count_nonzero(counts, axis=1)  # different cards in each row
     rows = np.arange(len(block.lines))[:, None]
     found["picked"] = np.where(block.picked < 0, -1, pack_cards[block.picked])
     found["first"] = (pool_of[block.picked] < 0) | (block.pool[rows, pool_of[block.picked]] == 0)  # the draft's first copy of the card
@@ -195,12 +197,10 @@ def write(picks, out, cards, facts=None):
 
 def listed(picks, name, cards):
     """The cards of each row's pack or pool as one text, with the number of copies where there are more."""
-    keys = picks[f"{name}_card"].astype(np.intp) * 256 + picks[f"{name}_count"]
-    used = np.flatnonzero(np.bincount(keys))
-    texts = np.zeros(len(cards) * 256, object)
-    texts[used] = [cards[key >> 8] if key & 255 == 1 else f"{key & 255}x {cards[key >> 8]}" for key in used.tolist()]
-    entries = texts[keys].tolist()
-    ends = np.cumsum(np.bincount(picks[f"{name}_row"], minlength=len(picks["lines"]))).tolist()
+    entries = np.array(cards, object)[picks[f"{name}_card"]]
+    for at in np.flatnonzero(picks[f"{name}_count"] > 1).tolist():
+        entries[at] = f"{picks[f'{name}_count'][at]}x {entries[at]}"
+    entries, ends = entries.tolist(), np.cumsum(picks[f"{name}_sizes"]).tolist()
     return ["; ".join(entries[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 

@@ -136,7 +136,7 @@ def test_rows_and_facts_are_those_that_the_csv_module_gives(convert, write_sampl
             require_facts(answer, card, *facts)
         stated[len(TAKEN.findall(answer)), len(AT.findall(answer)), len(WON.findall(answer))] += 1
     assert sum(times for facts, times in stated.items() if all(facts)) > 20  # all are there for some cards ...
-    assert sum(times for facts, times in stated.items() if facts[0] and not facts[2]) > 20  # ... and too few for others
+    assert two or sum(times for facts, times in stated.items() if facts[0] and not facts[2]) > 20  # ... and too few for others
 
 
 def test_the_sample_has_what_the_tests_need():
