@@ -122,10 +122,11 @@ def entries(path, noun="card", wanted=WANTED):
                 yield f"{where} of {path}", entry
         except (ijson.JSONError, UnicodeDecodeError) as error:
             # ijson has one error for both; what ends too early it calls premature or incomplete
-            words = str(error).strip().split("\n")[0]
+            said = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+            words, where = said.strip().split("\n")[0].rstrip("."), f"{noun} {count}" if count else "its first bytes"
             if "premature" in words or "ncomplete" in words:
-                raise cut_short(path, f"{noun} {count}") from None
-            raise Refusal(f"{path} is no JSON after {noun} {count} ({words}); {wanted}: download it again") from None
+                raise cut_short(path, where) from None
+            raise Refusal(f"{path} is no JSON after {where} ({words}); {wanted}: download it again") from None
         if not count:
             raise Refusal(f"{path} holds no {noun}s; {wanted}: download it again")
 
@@ -168,7 +169,7 @@ def kind_of(file, path, wanted):
         # an object on a line of its own is the first of JSON lines, unless it is the whole of a small file of another kind
         if not whole.keys().isdisjoint(("oracle_id", "type_line", "card_faces")):
             return "lines"
-    except ValueError:
+    except (ValueError, RecursionError):
         pass  # a line of a larger object, or a broken one: the parser says which
     file.seek(0)
     keys, facts = [], {}
@@ -207,7 +208,7 @@ def parsed(line):
     """The entry of a line; a line that is no JSON is None, which is no card."""
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -243,15 +244,15 @@ def atomic_card(name, parts, rulings):
     if not all(isinstance(entries, list) for entries in lists):
         raise BadEntry(f"({name}) has rulings that are no list")
     own = {(string(ruling, "date"), string(ruling, "text")) for ruling in chain.from_iterable(lists)}
-    digital = parts[0].get("isOnlineOnly") is True
     layout, value = string(parts[0], "layout"), parts[0].get("manaValue")
-    return made(name.strip(), oracle_id, layout, value, digital, faces, own.union(rulings.get(oracle_id, ())))
+    return made(name.strip(), oracle_id, layout, value, False, faces, own.union(rulings.get(oracle_id, ())))
 
 
 def made(name, oracle_id, layout, value, digital, faces, rulings):
     if not faces[0].type and layout not in LEFT_OUT:
         raise BadEntry(f"({name[:60]}) has no type line, so it is no card")
-    value = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
+    value = f"{value:.10g}" if known else ""  # 3.0 is "3", a half is "0.5", the largest there is "1000000"
     return Card(name, oracle_id, layout, value, digital, faces, tuple(sorted(rulings)))
 
 

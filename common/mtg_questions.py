@@ -108,10 +108,9 @@ LAYOUTS = {
 }
 
 
-def question(kind, number, card):
-    """The question of a kind in its wording of that number, about a `mtg_files.Card`."""
-    wording = WORDINGS[kind][number]
-    return wording.format(name=card.name, stats=stats_named(card), body=body(card) if kind == "which" else "")
+def question(kind, number, card, text=""):
+    """The question of a kind in its wording of that number, about a `mtg_files.Card`; text: its `body`, which "which" shows."""
+    return WORDINGS[kind][number].format(name=card.name, stats=stats_named(card), body=text)
 
 
 def answer(kind, card):

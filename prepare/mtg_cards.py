@@ -47,11 +47,13 @@ def main(**overrides):
     """
     constants.resolve(globals(), overrides)
     kinds = list(dict.fromkeys(KINDS))
-    with split_files.SplitFiles(OUTPUT) as out:
-        cards = read(out)
-        bodies = Counter(map(mtg_questions.body, cards)) if "which" in kinds else {}
-        for number, card in enumerate(cards[:SAMPLE], start=1):
-            write_card(out, number, card, kinds, bodies)
+    out = split_files.SplitFiles(OUTPUT)
+    cards = read(out)
+    with out:
+        bodies = [mtg_questions.body(card) if "which" in kinds else "" for card in cards]
+        times = Counter(bodies)
+        for number, (card, body) in enumerate(zip(cards[:SAMPLE], bodies[:SAMPLE], strict=True), start=1):
+            write_card(out, number, card, kinds, body, alone=times[body] == 1)
         if not sum(out.counts.values()):
             raise Refusal(f"{CARDS} gives no row of {', '.join(kinds) or 'no kind'} ({reasons(out)}); choose other KINDS or another file")
     online = sum(card.digital for card in cards)
@@ -77,30 +79,31 @@ def read(out):
     return cards
 
 
-def write_card(out, number, card, kinds, bodies):
-    """The rows of one card: on its side or, split by wording, each on the side of its wording."""
-    side, row = split_files.side_of(card.name, HELD_OUT, SEED), 0
+def write_card(out, number, card, kinds, body, alone):
+    """The rows of one card: on its side or, split by wording, each on the side of its wording. alone: no other card has its body."""
+    side, wordings, row = split_files.side_of(card.name, HELD_OUT, SEED), wordings_of(card), 0
     for kind in kinds:
         answer = mtg_questions.answer(kind, card)
-        if answer is None or (kind == "which" and bodies[mtg_questions.body(card)] > 1):
+        if answer is None or (kind == "which" and not alone):
             out.skipped[mtg_questions.NO_ROW[kind] if answer is None else mtg_questions.AMBIGUOUS] += 1
             continue
-        for wording in wordings_of(kind, card):
+        for wording in wordings[kind]:
             row += 1
             messages = [
-                {"role": "user", "content": mtg_questions.question(kind, wording, card)},
+                {"role": "user", "content": mtg_questions.question(kind, wording, card, body)},
                 {"role": "assistant", "content": answer},
             ]
             # a name and two numbers: the recipe's own split keeps the rows of a card together
             out.write(side if SPLIT_BY == "card" else side_of_wording(kind, wording), f"mtg_{number}_{row}", kind, messages, card=card.name)
 
 
-def wordings_of(kind, card):
-    """Numbers of the wordings that a card is asked in."""
-    every = range(len(mtg_questions.WORDINGS[kind]))
+def wordings_of(card):
+    """{kind: numbers of the wordings that a card is asked in}, whatever KINDS are asked."""
+    every = {kind: range(len(wordings)) for kind, wordings in mtg_questions.WORDINGS.items()}
     if SPLIT_BY == "wording" or WORDINGS_PER_KIND is None:
         return every
-    return sorted(random.Random(f"{SEED} {kind} {card.name}").sample(every, WORDINGS_PER_KIND))
+    generator = random.Random(f"{SEED} {card.name}")
+    return {kind: sorted(generator.sample(numbers, WORDINGS_PER_KIND)) for kind, numbers in every.items()}
 
 
 def side_of_wording(kind, wording):

@@ -211,13 +211,15 @@ def rulings(cards, seed):
 
 def atomic(cards, rulings):
     """The same cards as MTGJSON's AtomicCards, which has no tokens and each card once."""
-    data = {}
+    data, ruled = {}, {}
+    for ruling in rulings:
+        ruled.setdefault(ruling["oracle_id"], []).append({"date": ruling["published_at"], "text": ruling["comment"]})
     for card in cards:
         if card["layout"] in ("token", "emblem", "art_series", "scheme") or card["name"] in data:
             continue
         parts = card.get("card_faces", [card])
         sides = "ab" if len(parts) > 1 else [None]
-        data[card["name"]] = [atomic_face(card, part, side, rulings) for side, part in zip(sides, parts, strict=True)]
+        data[card["name"]] = [atomic_face(card, part, side, ruled.get(card["oracle_id"])) for side, part in zip(sides, parts, strict=True)]
     return {"meta": {"date": "2026-01-01", "version": "5.2.2+20260101"}, "data": data}
 
 
@@ -242,8 +244,7 @@ def atomic_face(card, part, side, rulings):
     found |= {ours: part[theirs] for ours, theirs in ATOMIC_KEYS.items() if part.get(theirs)}
     if side:
         found |= {"side": side, "faceName": part["name"]}
-    own = [{"date": ruling["published_at"], "text": ruling["comment"]} for ruling in rulings if ruling["oracle_id"] == card["oracle_id"]]
-    return found | ({"rulings": own} if own else {})
+    return found | ({"rulings": rulings} if rulings else {})
 
 
 def facts():
