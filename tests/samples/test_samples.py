@@ -12,6 +12,10 @@ import pytest
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 SETS = ("cross_validated.jsonl", "arxiv.jsonl")
+MTG = (
+    *("mtg_scryfall.json", "mtg_rulings.json", "mtg_atomic.json", "mtg_base_chats.jsonl"),
+    *("mtg_facts/train.jsonl", "mtg_facts/valid.jsonl", "mtg_facts/test.jsonl"),
+)
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?!\w)")
 FINAL = re.compile(r"So the [^.]*? (?:is|are) (-?[\d.]+)(?: to (-?[\d.]+))?(?: percent)?\. Source: ")
 
@@ -135,7 +139,7 @@ def recomputed(row):
 
 def test_committed_files_are_what_the_generator_writes_now(tmp_path):
     subprocess.run([sys.executable, str(SAMPLES / "generate.py"), str(tmp_path)], check=True)
-    for name in (*SETS, "base_prose.txt", "base_chats.jsonl"):
+    for name in (*SETS, "base_prose.txt", "base_chats.jsonl", *MTG):
         assert (tmp_path / name).read_bytes() == (SAMPLES / name).read_bytes(), f"samples/{name}: run python samples/generate.py"
 
 
@@ -240,3 +244,66 @@ def test_base_chats_are_short_and_mixed():
     roles = {tuple(message["role"] for message in chat["messages"]) for chat in chats}
     assert roles == {("user", "assistant"), ("system", "user", "assistant")}
     assert all(len(chat["messages"][-1]["content"].split()) <= 45 for chat in chats)
+
+
+# Invented Magic cards
+
+
+@pytest.fixture
+def mtg(monkeypatch):
+    monkeypatch.syspath_prepend(str(SAMPLES))
+    import mtg
+
+    return mtg
+
+
+def size(*names):
+    return sum((SAMPLES / name).stat().st_size for name in names)
+
+
+def test_card_files_are_small(mtg):
+    assert size(*MTG[:3]) < 150_000 and size(*MTG[4:]) < 600_000 and size(MTG[3]) < 400_000
+    assert 55 <= len(json.loads((SAMPLES / "mtg_scryfall.json").read_text(encoding="utf-8"))) <= 70
+
+
+def test_invented_cards_are_as_many_as_wanted_and_the_same_ones_for_a_seed(mtg):
+    cards = mtg.invented_cards(500, 3)
+    assert cards == mtg.invented_cards(500, 3) and cards[:20] == mtg.invented_cards(20, 3) and cards != mtg.invented_cards(500, 4)
+    assert len({card["name"] for card in cards}) == len({card["oracle_id"] for card in cards}) == 500
+    words = " ".join(card["type_line"] for card in cards)
+    kinds = ("Creature", "Instant", "Sorcery", "Artifact", "Enchantment", "Planeswalker", "Land", "Vehicle", "Legendary", " // ")
+    assert all(kind in words for kind in kinds) and any("," in card["name"] for card in cards)
+    assert {card["layout"] for card in cards} == {"normal", "transform", "adventure", "split", "modal_dfc", "flip"}
+    taken = {card["name"] for card in cards}
+    others = mtg.invented_cards(500, 3, simple=True, taken=taken)
+    assert not taken & {card["name"] for card in others}
+    assert all(card["layout"] == "normal" and "power" in card for card in others)
+
+
+def test_facts_are_three_of_each_of_100_cards_in_six_wordings_and_two_that_are_held_out(mtg):
+    raw = {card["name"]: card for card in mtg.facts()}
+    assert len(raw) == 100
+    keys = {"cost": "mana_cost", "type": "type_line"}
+    counts = {}
+    for side in ("train", "valid", "test"):
+        for row in rows(f"mtg_facts/{side}.jsonl"):
+            card, kind = raw[row["card"]], row["topics"][0]
+            wanted = card[keys[kind]] if kind in keys else f"{card['power']}/{card['toughness']}"
+            assert row["messages"][1]["content"] == wanted and row["card"] in row["messages"][0]["content"]
+            counts[side, row["card"], kind] = counts.get((side, row["card"], kind), 0) + 1
+    times = {"train": 6, "valid": 1, "test": 1}
+    assert counts == {(side, name, kind): times[side] for side in times for name in raw for kind in mtg.FACT_KINDS}
+
+
+def test_the_base_knows_every_wording_of_the_facts_and_none_of_the_facts(mtg):
+    questions = [chat["messages"][0]["content"] for chat in rows("mtg_base_chats.jsonl")]
+    learned = {card["name"] for card in mtg.facts()}
+    assert not any(name in question for name in learned for question in questions)
+    taken = [card["name"] for card in mtg.invented_cards(150, mtg.BASE_SEED, simple=True, taken=learned)]
+    named = re.compile("|".join(map(re.escape, taken)))
+    wordings = [named.sub("{name}", question) for question in questions]
+    assert {named.search(question).group() for question in questions} == set(taken)
+    times = {wording: wordings.count(wording) for wording in set(wordings)}
+    assert len(times) == 24 and max(times.values()) <= 1.2 * min(times.values())
+    facts = [row for side in ("train", "valid", "test") for row in rows(f"mtg_facts/{side}.jsonl")]
+    assert {row["messages"][0]["content"].replace(row["card"], "{name}") for row in facts} == set(times)
