@@ -1,6 +1,6 @@
 """Seconds and memory of prepare/mtg_cards.py on a dump as large as Scryfall's, beside `json.load` of the whole of it.
 
-python bench/mtg_cards.py                    two minutes; writes bench/results/mtg_cards.md
+python bench/mtg_cards.py                    four minutes; writes bench/results/mtg_cards.md
 python bench/mtg_cards.py --megabytes 10 --rounds 1 --output -
 """
 

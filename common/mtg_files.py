@@ -79,9 +79,8 @@ def cards(path, rulings, bad, leave_out):
             continue
         if reason := left_out(found):
             leave_out(reason, found.name)
-        elif same := {found.name.casefold(), found.oracle_id} - {""} & seen:
+        elif found.name.casefold() in seen or found.oracle_id in seen:
             leave_out("reprints", found.name)
-            seen |= same
         else:
             seen |= {found.name.casefold(), found.oracle_id} - {""}
             yield found

@@ -382,6 +382,9 @@ def broken(name):
     return {
         "array cut short": array[:20_000],
         "array cut in its first card": array[:300],
+        "array cut between two cards": array[: array.index(b"\n", 10_000) + 1],
+        "array cut before its bracket": array.rstrip()[:-1],
+        "a bracket": b"[",
         "atomic cut short": (SAMPLES / "mtg_atomic.json").read_bytes()[:20_000],
         "gzip cut short": packed[:5_000],
         "gzip of lines cut short": gzip.compress(b"".join(json.dumps(entry).encode() + b"\n" for entry in json.loads(array)))[:5_000],
@@ -406,6 +409,9 @@ def broken(name):
 SAYS = {
     "array cut short": r"is cut short after card \d\d: a download that did not end",
     "array cut in its first card": "is cut short after its first bytes",
+    "array cut between two cards": r"is cut short after card \d+",
+    "array cut before its bracket": "is cut short after card 60",
+    "a bracket": "is cut short after its first bytes",
     "atomic cut short": r"is cut short after card \d\d",
     "gzip cut short": "is cut short after its last whole block of gzip",
     "gzip of lines cut short": "is cut short after its last whole block of gzip",
