@@ -22,7 +22,7 @@ from common.refusal import Refusal
 CARDS: str = "data/oracle-cards.json"  # Scryfall's oracle_cards or MTGJSON's AtomicCards; what it is, its content says
 RULINGS: str | None = None  # Scryfall's rulings file; none: AtomicCards brings its own, and Scryfall's cards have none
 OUTPUT: str = "data/mtg_cards"  # a directory
-KINDS: list[Literal["describe", "cost", "mana_value", "type", "text", "power_toughness", "which", "rulings"]] = [
+KINDS: list[Literal["describe", "cost", "mana_value", "type", "text", "power_toughness", "which", "rulings"]] = [  # asked of each card
     "describe", "cost", "mana_value", "type", "text", "power_toughness", "which", "rulings",
 ]  # fmt: skip
 SPLIT_BY: Literal["card", "wording"] = "card"  # "wording": every card is learned; held out are two of eight wordings, to measure recall
