@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 
-from common import guard, hardware, refusal, signals
+from common import guard, hardware, refusal, signals, slurm
 from common.log import is_rank_0, say
 
 STOPPED = 75  # exit code after a polite stop: sysexits.h's EX_TEMPFAIL, try again later
@@ -40,6 +40,7 @@ def command(main):
     """
     code = 1
     try:
+        refusal.guard(slurm.join)  # before anybody asks whether this is a rank
         signals.listen(guard.shield())  # before anything heavy is imported, for it forks
         refusal.guard(main)
         code = 0
@@ -58,7 +59,7 @@ def command(main):
 
 
 def is_distributed():
-    """True in a rank that a launcher (deepspeed, torchrun, accelerate) started."""
+    """True in a rank that a launcher (deepspeed, torchrun, accelerate, srun) started."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
