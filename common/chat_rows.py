@@ -69,21 +69,21 @@ def read(files, bad_rows="stop", split_by="id"):
     }  # fmt: skip
 
 
-def require(files):
+def require(files, constant="TRAIN_FILES"):
     """`Refusal` for the first of `files` (names, or {name: weight}) that is missing, empty, or of another kind than JSONL.
 
-    Of a file of weight 0 only that it is there.
+    Of a file of weight 0 only that it is there. constant: that names them.
     """
     for file in files:
         path = Path(file)
         if path.is_dir():
-            raise Refusal(f"{file} is a directory; TRAIN_FILES must name the JSONL files in it, one by one")
+            raise Refusal(f"{file} is a directory; {constant} must name the JSONL files in it, one by one")
         if not path.is_file():
-            raise Refusal(f"{file} does not exist in {Path.cwd()}; TRAIN_FILES must name JSONL files, from where you are")
+            raise Refusal(f"{file} does not exist in {Path.cwd()}; {constant} must name JSONL files, from where you are")
         if path.stat().st_size == 0:
-            raise Refusal(f"{file} is empty; TRAIN_FILES must name files with one JSON object a line")
+            raise Refusal(f"{file} is empty; {constant} must name files with one JSON object a line")
         if (not isinstance(files, dict) or files[file]) and (kind := _other_kind(path)):
-            raise Refusal(f"{file} {kind}; TRAIN_FILES must name files with one row a line, such as {EXAMPLE}")
+            raise Refusal(f"{file} {kind}; {constant} must name files with one row a line, such as {EXAMPLE}")
 
 
 def _other_kind(path):

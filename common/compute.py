@@ -55,6 +55,11 @@ def palm_flops_per_token(model, length):
     return 6 * weights + 12 * model.num_hidden_layers * model.query_size * length
 
 
+def tokens_per_second(model, length, utilisation, peak_tflops, gpus):
+    """What `gpus` GPUs of that peak train at a published model FLOPs utilisation, such as 0.4, in rows of `length` tokens."""
+    return utilisation * peak_tflops * 1e12 * gpus / palm_flops_per_token(model, length)
+
+
 def evaluation_flops(model, tokens, attended_length):
     """FLOPs of a forward pass over `tokens` tokens: {"total", "attention"}. An adapter's own are left out: about a hundredth."""
     attention = model.num_hidden_layers * _attention(model, tokens, attended_length, causal=True)

@@ -8,13 +8,20 @@ from common.log import say_once, warn
 from common.refusal import Refusal
 
 
-def show(job, model_name, settings, own_gpus, files, held_out=0.0, bad_rows="stop", tokenizer=None, cached=None):
-    """`show_work` of conversations: the rest is for `token_counts.measure`, which is not asked where --tokens says the number."""
+def show(job, model_name, settings, own_gpus, files, held_out=0.0, bad_rows="stop", tokenizer=None, cached=None, validation_file=None):
+    """`show_work` of conversations: the rest is for `token_counts.measure`, which is not asked where --tokens says the number.
+
+    validation_file: where the held-out rows have a file of their own.
+    """
 
     def work(job, tokens):
         if tokens:
             return plan.full_rows(tokens, job.max_seq_length, tokens * held_out / (1 - held_out) / 2)
-        return workload(job, token_counts.measure(files, job.max_seq_length, held_out, tokenizer, cached, bad_rows=bad_rows))
+        counts = token_counts.measure(files, job.max_seq_length, held_out, tokenizer, cached, bad_rows=bad_rows)
+        if validation_file and not cached:
+            judged = token_counts.measure({validation_file: 1.0}, job.max_seq_length, 0.0, tokenizer, bad_rows=bad_rows)
+            counts = replace(counts, validation_rows=judged.rows, validation_tokens=judged.tokens)
+        return workload(job, counts)
 
     return show_work(job, model_name, settings, own_gpus, work, tokenizer)
 

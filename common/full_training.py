@@ -23,7 +23,7 @@ class FullFineTuning(SFTTrainer):
     """An SFTTrainer that saves in shards without gathering the model anywhere, and judges held-out rows by loss and exact answers."""
 
     def save_model(self, output_dir=None, _internal_call=False):
-        """Config, weights and tokenizer; all ranks must call it. Under DeepSpeed in the model's own 16 bit: the fp32 ones are the engine's."""
+        """Config, weights and tokenizer; all ranks must call it. Under DeepSpeed weights of 16 bit: the fp32 ones are in the engine's files."""
         full_weights.save(self.accelerator.unwrap_model(self.model), output_dir)
         if self.args.should_save:
             self.processing_class.save_pretrained(output_dir)
@@ -41,11 +41,11 @@ class FullFineTuning(SFTTrainer):
         training = model.training
         model.eval()
         order = np.argsort(np.asarray(rows["length"][:]), kind="stable")  # neighbours of like length need little padding
-        batches = [order[at : at + args.per_device_eval_batch_size].tolist() for at in range(0, len(order), args.per_device_eval_batch_size)]
+        batches = np.split(order, range(args.per_device_eval_batch_size, len(order), args.per_device_eval_batch_size))
         sums = torch.zeros(4, dtype=torch.float64)  # nats, labels, exact rows, rows
         for first in range(0, len(batches), args.world_size):  # as many times in every rank, for each has a part of the weights
             mine = first + args.process_index
-            sums += self._judged([rows[row] for row in batches[min(mine, len(batches) - 1)]], model) * (mine < len(batches))
+            sums += self._judged([rows[int(row)] for row in batches[min(mine, len(batches) - 1)]], model) * (mine < len(batches))
             self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
         model.train(training)
         nats, labels, exact, count = self.accelerator.reduce(sums.to(args.device), "sum").tolist()

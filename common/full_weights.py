@@ -15,7 +15,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from common import hardware, launch
-from common.log import is_rank_0
 from common.refusal import Refusal, guard
 
 SHARD_BYTES = 5_000_000_000  # of a weight file, as on the hub

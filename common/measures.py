@@ -21,7 +21,9 @@ METRICS = {
     "rouge2": Metric("ROUGE-2", "mean F1, 0 to 1", "higher", 3),
     "rougeL": Metric("ROUGE-L", "mean F1, 0 to 1", "higher", 3),
     "numbers": Metric("Numbers", "% of the reference's numbers", "higher", 2),
+    "exact": Metric("Exact", "% of answers that are the reference", "higher", 2),  # only where references are a few words
 }
+PERCENT = ("numbers", "exact")  # shares that reports show in percent
 # Loss is the same over all tokens; bits per byte are those of the tokens over the UTF-8 bytes they stand for, whatever the tokenizer.
 OF_TOKENS = {
     "loss": Metric("Loss", "nats per token", "lower", 3),
@@ -38,6 +40,11 @@ def is_pretraining(facts):
 def of(facts):
     """{key: Metric} of a run.json or of a judged model's JSON."""
     return OF_TOKENS if is_pretraining(facts) else METRICS
+
+
+def judged(results):
+    """{key: Metric} of the models judged in `results`, without what none of them has."""
+    return {key: metric for key, metric in of(results[0]).items() if key != "exact" or any(r["metrics"].get(key) for r in results)}
 
 
 def deciding(facts):

@@ -58,11 +58,12 @@ def held_out_rows(file, used, report, bad_rows="stop", split_by="id"):
             what, other = places[_words(row)]
             shared.append(row)
             raw = json.dumps({"id": row.id, "messages": row.messages}, ensure_ascii=False)
-            bad.append({"file": row.file, "line": row.line, "raw": raw, "reason": f"it is in the {what} rows too, {other.file} line {other.line}"})
+            reason = f"it is in the {what} rows too, {other.file} line {other.line}"
+            bad.append({"file": row.file, "line": row.line, "reason": reason, "raw": raw})
     if shared and bad_rows == "stop":
         named = "; ".join(f"line {b['line']}: {b['reason']}" for b in bad[:3])
-        raise Refusal(f"{file} shares {len(shared):,} of its {len(rows):,} rows with those it is to judge ({named}), so its loss would say how "
-                      'well they are remembered. Take them out of one of the two, or set BAD_ROWS = "skip" to leave them out here')  # fmt: skip
+        raise Refusal(f"{file} shares {len(shared):,} of its {len(rows):,} rows with those it is to judge ({named}), so its loss would say "
+                      'how well they are remembered. Take them out of one of the two, or set BAD_ROWS = "skip" to leave them out here')
     kept = [row for row in rows if _words(row) not in places]
     if not kept:
         raise Refusal(f"{file} has no row that is not in the other files too; name a file of rows that are held out")

@@ -101,7 +101,7 @@ def figures(facts, name):
     rows = [f"On {inline(run_facts.held_out(facts, main))}, with 95 % intervals from a bootstrap over groups:", ""]
     rows += [f"| | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for key, metric in METRICS.items():
-        cells = [with_interval(interval(model, key), percent=key == "numbers") for model in columns.values()]
+        cells = [with_interval(interval(model, key), percent=key in measures.PERCENT) for model in columns.values()]
         other_rows = " (on validation.jsonl)" * (key == "validation_loss")
         if interval(main, key):
             rows.append(f"| {metric.name}{other_rows} | {' | '.join(cells)} |")

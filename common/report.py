@@ -22,7 +22,7 @@ MOST_OF_A_SPAN = 3_000  # characters shown of a stretch of the masked example
 MOST_SPANS = 60
 MOST_OF_A_NOTE = 1_200
 STATUSES = {"finished": "finished", "failed": "failed", "stopped": "stopped before its end", "running": "running when this was written"}
-PLOTTED = ("loss", "rougeL", "rouge1", "rouge2", "numbers", "validation_loss", "bits_per_byte")
+PLOTTED = ("loss", "exact", "rougeL", "rouge1", "rouge2", "numbers", "validation_loss", "bits_per_byte")
 
 
 def write(run):
@@ -202,7 +202,7 @@ def table(facts, best):
 
 def heading(metric, metrics):
     """A metric's name as the report shows it; numbers are shown in percent."""
-    return metrics[metric].name + (", %" if metric == "numbers" else "")
+    return metrics[metric].name + (", %" if metric in measures.PERCENT else "")
 
 
 def cell(judged, metric, digits=2):
@@ -211,7 +211,7 @@ def cell(judged, metric, digits=2):
         return {"mean": "–", "interval": ""}
     mean, low, high = found
     digits = 3 if low is not None and high - low < 0.02 and mean < 1 else digits
-    mean, low, high = (figure(v, digits, metric == "numbers") for v in found)
+    mean, low, high = (figure(v, digits, metric in measures.PERCENT) for v in found)
     return {"mean": mean, "interval": "" if found[1] is None else f"{low}–{high}"}
 
 
@@ -236,7 +236,7 @@ def plots(facts, best):
         base = interval(facts.base, metric)
         levels = [Level("base", *base)] if base else []
         if checkpoints.points or final.points:
-            options = {"percent": metric == "numbers", "zero": metric not in ("loss", "bits_per_byte")}
+            options = {"percent": metric in measures.PERCENT, "zero": metric not in ("loss", "bits_per_byte")}
             picture = chart([checkpoints, final], y_label=metrics[metric].unit, levels=levels, mark=mark, **options)
             drawn.append((f"{heading(metric, metrics)} ({metrics[metric].better} is better)", [picture]))
     return drawn

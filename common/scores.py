@@ -57,6 +57,7 @@ def _f1(matches, wanted, given):
 
 
 # Digits that belong to a word ("H0", "p50") are no number; a sign is one only at the start of a word: "10-20" is 10 and 20.
+SHORT = 8  # words
 _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.])"
     r"(?:(?<![^\s(\[=:<>])[-+])?"
@@ -75,6 +76,16 @@ def numbers_recalled(reference, answer):
     """Share of the different numbers in the reference answer that also stand in the answer; None where the reference has none."""
     wanted = numbers_in(reference)
     return len(wanted & numbers_in(answer)) / len(wanted) if wanted else None
+
+
+def is_exact(reference, answer):
+    """Whether the answer is the reference, but for white space."""
+    return reference.split() == answer.split()
+
+
+def are_short(references):
+    """Whether half of the reference answers or more have at most `SHORT` words, so that an exact answer can be asked for."""
+    return float(np.median([len(reference.split()) for reference in references])) <= SHORT
 
 
 def bootstrap_interval(values, groups, seed=0, resamples=2000, weights=None):

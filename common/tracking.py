@@ -25,7 +25,8 @@ def prepare(report_to, run, previous_id=None, entity=None, project=None, run_nam
     run_id = previous_id or secrets.token_hex(4)
     os.environ.setdefault("WANDB_PROJECT", "unsloth-recipes")
     os.environ |= {f"WANDB_{key}": value for key, value in (("PROJECT", project), ("ENTITY", entity)) if value}
-    os.environ.update(WANDB_DIR=str(run.wandb), WANDB_RUN_ID=run_id, WANDB_RESUME="allow", WANDB_NAME=run_name or run.path.name, WANDB_SILENT="true")
+    os.environ.update(WANDB_DIR=str(run.wandb), WANDB_RUN_ID=run_id, WANDB_RESUME="allow", WANDB_SILENT="true")
+    os.environ["WANDB_NAME"] = run_name or run.path.name
     run.wandb.mkdir(parents=True, exist_ok=True)
     return run_id
 

@@ -20,17 +20,17 @@ BYTES_A_FULL_ONE = 16  # where all are trained under ZeRO-2: the bf16 weights tw
 WINDOW = 5  # logged values that are averaged before they are compared
 
 
-def begin(run, checkpoint, settings, model, model_name, data, report_to, notes, **facts):
+def begin(run, checkpoint, settings, model, model_name, data, report_to, notes, wandb=None, **facts):
     """Open the run directory, on rank 0: constants, run.json, statistics, held-out rows, training.log, trackers.
 
-    data: what is trained on, with `key` and `copy_to`; notes: sentences on what this run does not show; facts: more for run.json.
+    data: what is trained on, with `key` and `copy_to`; notes: sentences on what this run does not show; wandb: its entity, project and
+    run_name; facts: more for run.json.
     """
     total, trainable = models.count_parameters(model)
     each = BYTES_A_FULL_ONE if trainable == total else BYTES_A_CHECKPOINT
     hardware.require_disk(run.path, trainable * each / 1e9, "one checkpoint")
     abandoned = run.set_aside_newer(checkpoint) if checkpoint else []
-    wandb = {name: settings.values.get(f"WANDB_{name.upper()}") for name in ("entity", "project", "run_name")}
-    run_id = tracking.prepare(report_to, run, (read_json(run.run) or {}).get("wandb_run_id"), **wandb)
+    run_id = tracking.prepare(report_to, run, (read_json(run.run) or {}).get("wandb_run_id"), **wandb or {})
     run.begin(
         settings.values, recipe=settings.recipe, model_name=str(model_name), model_revision=settings.values.get("MODEL_REVISION"),
         tiny=settings.tiny, command=settings.command, hardware=hardware.describe(), versions=versions.installed(), wandb_run_id=run_id,

@@ -26,9 +26,10 @@ def draw(results, name, path, last_step=None):
     chosen = best(results)
     style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6"}
     with pyplot.rc_context(style):
-        shown = measures.of(results[0])
-        rows, columns = (2, 4) if len(shown) > 3 else (1, 4)
-        figure, axes = pyplot.subplots(rows, columns, figsize=(15, 3.5 * rows + 0.3 * (rows == 1)), layout="constrained")
+        shown = measures.judged(results)
+        rows = 2 if len(shown) > 3 else 1
+        columns = max(4, -(-(len(shown) + 1) // rows))  # and one panel for the legend
+        figure, axes = pyplot.subplots(rows, columns, figsize=(3.75 * columns, 3.5 * rows + 0.3 * (rows == 1)), layout="constrained")
         for panel, (key, metric) in zip(axes.flat, shown.items(), strict=False):
             _panel(panel, key, points, base, chosen, metric.digits)
             better = ", lower is better" if metric.better == "lower" else ""

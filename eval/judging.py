@@ -179,11 +179,13 @@ class Judge:
         given, produced, seconds = answers.generate(model, tokenizer, prompts, ends, pad, most, size, options.sampling)
         rouges = [scores.rouge(row.reference, answer) for row, answer in zip(test, given, strict=True)]
         numbers = [scores.numbers_recalled(row.reference, answer) for row, answer in zip(test, given, strict=True)]
+        short, exact = scores.are_short([row.reference for row in test]), map(scores.is_exact, (row.reference for row in test), given)
         return {
             "metrics": figures
             | {
                 **{name: _mean([found[name] for found in rouges], test) for name in scores.ROUGE_NAMES},
                 "numbers": _mean(numbers, test),
+                **({"exact": _mean(list(exact), test)} if short else {}),
             },
             "speed": {
                 "tokens_per_second": round(produced / seconds, 1),

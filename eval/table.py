@@ -6,8 +6,8 @@ from common.run_facts import ROUGH_BELOW
 
 LEGEND = (
     "mean [95 % bootstrap interval, resampling groups of rows that share their source]. Validation loss is on validation.jsonl,\n"
-    "the rest on test.jsonl. Losses are nats per answer token; numbers is the share of the reference's numbers that the answer has;\n"
-    "tok/s is of whole batches"
+    "the rest on test.jsonl. Losses are nats per answer token; numbers is the share of the reference's numbers that the answer has,\n"
+    "exact that of answers that are the reference; tok/s is of whole batches"
 )
 OF_TOKENS = (
     "mean [95 % bootstrap interval, resampling {resampled}]. Loss is nats per held-out token;\n"
@@ -61,7 +61,7 @@ def _verdict_of_tokens(name, result):
 
 
 def _cells(results):
-    shown = measures.of(results[0]) if results else measures.METRICS
+    shown = measures.judged(results) if results else measures.METRICS
     speeds = ["tok/s"] if _of_tokens(results) else ["tok/s", "s/answer"]
     yield ["model", *(metric.name for metric in shown.values()), *speeds]
     for r in results:
