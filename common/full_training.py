@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from common import full_weights, launch
+from common import full_weights, launch, saved_logits
 from common.chat_text import IGNORED
 from common.log import is_rank_0, say
 from common.run_directory import write_json
@@ -23,7 +23,7 @@ class FullFineTuning(SFTTrainer):
     """An SFTTrainer that saves in shards without gathering the model anywhere, and judges held-out rows by loss and exact answers."""
 
     def save_model(self, output_dir=None, _internal_call=False):
-        """Config, weights and tokenizer; all ranks must call it. Under DeepSpeed weights of 16 bit: the fp32 ones are in the engine's files."""
+        """Config, weights as the model computes with them, and tokenizer; all ranks must call it. DeepSpeed saves its fp32 masters."""
         full_weights.save(self.accelerator.unwrap_model(self.model), output_dir)
         if self.args.should_save:
             self.processing_class.save_pretrained(output_dir)
@@ -129,7 +129,7 @@ def finish(trainer, run, rows, dtype, constants):
     launch.rank_0_decides(lambda: _check(trainer, model, run, constants))
     live = model if trainer.is_in_train or not trainer.is_deepspeed_enabled else trainer._prepared()
     samples = [rows[number]["input_ids"][:256] for number in range(min(4, len(rows)))]
-    figures = full_weights.compare(live, run.final_model, samples, trainer.args.device)
+    figures = saved_logits.compare(live, run.final_model, samples, trainer.args.device)
     if figures:
         say(f"final model written to {run.final_model}; plain transformers' logits of it are within {figures['relative_rms']:.2%} of the "
             "trained model's")  # fmt: skip

@@ -1,25 +1,18 @@
 """All weights of a model, whole or divided among ranks by ZeRO-3: loaded, watched while they begin to move, saved in shards, read back.
 
 No rank ever holds the model a second time: tensors are gathered one by one, and of the shards that are written at once each rank has one.
-
-    python -m common.full_weights DIRECTORY EXPECTED.npz        logits of a saved model beside expected ones, in a process of its own
 """
 
-import itertools
 import json
 import os
-import subprocess
-import sys
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
-from common import hardware, launch
-from common.refusal import Refusal, guard
+from common import launch
+from common.refusal import Refusal
 
 SHARD_BYTES = 5_000_000_000  # of a weight file, as on the hub
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOLERANCE = 0.05  # of the logits' spread; what one bf16 kernel rounds differently from another stays well below
 
 
 def load(name, dtype, max_seq_length, revision=None, gradient_checkpointing="true"):
@@ -258,74 +251,3 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-# The saved model beside the live one
-
-
-def compare(model, directory, rows, device):
-    """{"relative_rms", "top1_agreement", "tolerance"} of the logits that the model saved in `directory` gives for `rows` beside the live
-    model's; all ranks must call it. None where the host's memory is too small to load it once more.
-
-    rows: lists of token ids. Raises `Refusal` where they say different things.
-    """
-    import numpy as np
-    import torch
-
-    live, training = {}, model.training
-    model.eval()
-    with torch.no_grad():
-        for number, ids in enumerate(rows):
-            logits = model(input_ids=torch.tensor([ids], device=device)).logits[0]
-            live |= {f"ids_{number}": np.array(ids), f"logits_{number}": logits.float().cpu().numpy()}
-    model.train(training)
-    return launch.rank_0_decides(lambda: _compare_apart(directory, live))
-
-
-def _compare_apart(directory, live):
-    import numpy as np
-
-    size = sum(file.stat().st_size for file in Path(directory).glob("model*.safetensors")) / 2**30
-    if 1.2 * size > hardware.free_memory_gib():
-        return None
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    with tempfile.TemporaryDirectory() as place:
-        expected = Path(place) / "expected.npz"
-        np.savez(expected, **live)
-        command = [sys.executable, "-m", "common.full_weights", str(directory), str(expected)]
-        done = subprocess.run(command, env=alone | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
-    if done.returncode == 2:
-        raise Refusal(done.stderr.rsplit("error: ", 1)[-1].strip())
-    if done.returncode:
-        raise RuntimeError(f"loading {directory} ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def main():
-    """Load the model of argv[1] with plain transformers and compare its logits with those in argv[2]; prints the figures as JSON."""
-    hardware.prepare_torch()
-    import numpy as np
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    directory, expected = sys.argv[1:]
-    model, report = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", use_safetensors=True, output_loading_info=True)
-    if report["missing_keys"]:
-        raise Refusal(f"{directory} lacks {len(report['missing_keys'])} tensors of its config, the first {min(report['missing_keys'])}")
-    differences, spread, agreed = [], [], []
-    with np.load(expected, allow_pickle=False) as live, torch.inference_mode():
-        for number in itertools.takewhile(lambda n: f"ids_{n}" in live, itertools.count()):
-            wanted = torch.from_numpy(live[f"logits_{number}"])
-            found = model(input_ids=torch.from_numpy(live[f"ids_{number}"])[None]).logits[0].float()
-            differences.append((found - wanted).flatten())
-            spread.append(wanted.flatten())
-            agreed.append(found.argmax(-1) == wanted.argmax(-1))
-    relative = (torch.cat(differences).square().mean().sqrt() / torch.cat(spread).std()).item()
-    if not relative <= TOLERANCE:
-        raise Refusal(f"the logits of {directory} differ from the trained model's by {relative:.1%} of their spread (at most "
-                      f"{TOLERANCE:.0%}), so it would not say the same; the last checkpoint is whole")  # fmt: skip
-    print(json.dumps({"relative_rms": relative, "top1_agreement": torch.cat(agreed).float().mean().item(), "tolerance": TOLERANCE}))
-
-
-if __name__ == "__main__":
-    guard(main)
