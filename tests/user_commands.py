@@ -34,8 +34,8 @@ def call(command, home, timeout=300, **environment):
     return done.returncode, done.stdout
 
 
-def train(home, *flags, name, launcher=("python",), recipe="llama32_qlora", warm=None, **options):
-    """A recipe's tiny run with more flags, into `home`/`name`; warm: the WarmStart that starts it."""
+def train(home, *flags, name, launcher=("python",), recipe="llama32_qlora", warm=None, ranks=0, **options):
+    """A recipe's tiny run with more flags, into `home`/`name`; warm: the WarmStart that starts it, as so many `ranks` if any."""
     script = [f"recipes/{recipe}.py", "--tiny", "--output-dir", str(home), "--run-name", name, *flags]
-    code, output = warm.call(script, home) if warm else call([*launcher, *script], home, **options)
+    code, output = warm.call(script, home, ranks=ranks) if warm else call([*launcher, *script], home, **options)
     return Ran(code, output, RunDirectory(home / name))

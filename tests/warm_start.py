@@ -20,6 +20,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from object_store import free_port
 from user_commands import ROOT, user_environment
 
 
@@ -51,16 +52,23 @@ class WarmStart:
             self._process.stdin.flush()
             return Started(int(self._process.stdout.readline()), ended)
 
-    def call(self, arguments, home, timeout=300):
-        """Run `arguments` to their end; (exit code, stdout and stderr together)."""
+    def ranks(self, count, arguments, environment, output):
+        """Run `arguments` in `count` forks that are ranks, with what torchrun would tell them."""
+        world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        return [self.start(arguments, environment | world | {"RANK": str(n), "LOCAL_RANK": str(n)}, output) for n in range(count)]
+
+    def call(self, arguments, home, timeout=300, ranks=0):
+        """Run `arguments` to their end, in one process or as so many ranks; (largest exit code, stdout and stderr together)."""
         descriptor, output = tempfile.mkstemp(dir=self._home.name)
         os.close(descriptor)
-        process = self.start(arguments, {**user_environment(home), "OMP_NUM_THREADS": "1"}, output)
+        environment = {**user_environment(home), "OMP_NUM_THREADS": "1"}
+        processes = self.ranks(ranks, arguments, environment, output) if ranks else [self.start(arguments, environment, output)]
         try:
-            code = process.wait(timeout)
+            codes = [process.wait(timeout) for process in processes]
         finally:
-            process.kill()
-        return code, Path(output).read_text()
+            for process in processes:
+                process.kill()
+        return max(codes, key=abs), Path(output).read_text()
 
 
 class Started:
