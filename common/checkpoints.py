@@ -188,10 +188,9 @@ class Checkpoints(TrainerCallback):
         """What to type to go on from the newest whole checkpoint."""
         whole = [path for _, path in self.run.whole_checkpoints()]
         command, newest = read_json(self.run.run, {}).get("command", ""), whole[-1] if whole else "auto"
-        ranks = self.trainer.args.world_size
-        if ranks > 1 and "RECIPES_ANNOUNCED" not in os.environ:  # started by hand, as the next start must be
-            command = command.replace("python ", f"deepspeed --num_gpus={ranks} ", 1)
-        if command.startswith(("python ", "deepspeed ")):
+        if self.trainer.args.world_size > 1 and "RECIPES_ANNOUNCED" not in os.environ:  # started by hand, as the next start must be
+            command = command.replace("python ", f"{launch.starter()} ", 1)
+        if command.startswith(("python ", "deepspeed ", "srun ")):
             return f"{re.sub(' --resume-from-checkpoint[= ][^ ]+', '', command)} --resume-from-checkpoint {newest}"
         return f"the same call with resume_from_checkpoint={str(newest)!r}"
 

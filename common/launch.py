@@ -63,6 +63,15 @@ def is_distributed():
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def starter():
+    """What stood in the place of `python` where ranks were not started by `python`: for the command that starts them again."""
+    if slurm.is_task():
+        return f"srun --ntasks={os.environ['WORLD_SIZE']} python"
+    if int(os.environ.get("CROSS_SIZE", "1")) > 1:  # DeepSpeed's word for the machines
+        return "deepspeed --hostfile=hosts"
+    return f"deepspeed --num_gpus={os.environ['WORLD_SIZE']}"
+
+
 def ranks(constants):
     """In how many processes this start trains: a launcher's; one with --tiny, without GPUs, and for a call from Python; else one a GPU."""
     if is_distributed():

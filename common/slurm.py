@@ -7,6 +7,8 @@ import subprocess
 from common import hardware
 from common.refusal import Refusal
 
+_joined = False
+
 
 def join():
     """Make this process a rank where srun started it as one task of several: RANK, WORLD_SIZE and so on are set, as torchrun would.
@@ -15,13 +17,15 @@ def join():
     its node), and in the shell of `srun --pty`, whose other tasks are gone. MASTER_ADDR and MASTER_PORT stay where somebody set them.
     Raises `Refusal` for one task on each of several nodes with more than one GPU, after RANK is set: one task says it, not all.
     """
+    global _joined
     step = os.environ
     tasks, nodes = int(step.get("SLURM_STEP_NUM_TASKS", "1")), int(step.get("SLURM_STEP_NUM_NODES", "1"))
-    if "RANK" in step or tasks == 1 or ("SLURM_PTY_PORT" in step and os.isatty(0)):  # steps below that shell inherit the name
+    if "RANK" in step or tasks == 1 or _in_a_shell():
         return
     here = _tasks_per_node(step["SLURM_STEP_TASKS_PER_NODE"])[int(step["SLURM_NODEID"])]
     if len(step["SLURM_GTIDS"].split(",")) != here:  # a batch script that was queued from inside a step inherits all but this
         return
+    _joined = True
     local_rank = 0 if _sees_one_gpu() else int(step["SLURM_LOCALID"])
     step.update(RANK=step["SLURM_PROCID"], WORLD_SIZE=str(tasks), LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE=str(here))
     step.setdefault("MASTER_ADDR", _first_host() if nodes > 1 else "127.0.0.1")  # one node need not know its own name
@@ -32,6 +36,16 @@ def join():
             f"srun started one task on each of {nodes} nodes, and this one has {gpus} GPUs, of which a task would use one; "
             f"ask for one task per GPU: #SBATCH --ntasks-per-node={gpus}, or srun --ntasks-per-node={gpus}"
         )
+
+
+def is_task():
+    """True in a rank that `join` made, False in one that another launcher started inside a task."""
+    return _joined
+
+
+def _in_a_shell():
+    """True below the shell of `srun --pty bash`. Its variables go down to the steps that are started there, its terminal does not."""
+    return "SLURM_PTY_PORT" in os.environ and os.isatty(0) and os.environ.get("SLURM_TASK_PID") != str(os.getpid())
 
 
 def _tasks_per_node(counts):

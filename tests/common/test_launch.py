@@ -109,3 +109,10 @@ def test_somebody_elses_gpus_are_not_taken():
     both = [Gpu("NVIDIA L4", 22.5, 22.0, "570.1", 2), Gpu("NVIDIA L4", 22.5, 22.0, "570.1", 3)]
     assert launch.which_gpus(both, "2,3") == "--include=localhost:2,3"
     assert launch.which_gpus(both, None) == "--num_gpus=2"
+
+
+@pytest.mark.parametrize(("machines", "start"), [("1", "deepspeed --num_gpus=16"), ("2", "deepspeed --hostfile=hosts")])
+def test_ranks_of_several_machines_are_told_to_start_again_on_all_of_them(monkeypatch, machines, start):
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("CROSS_SIZE", machines)
+    assert launch.starter() == start

@@ -19,7 +19,7 @@ def main():
     import torch.distributed as dist
     dist.init_process_group("gloo")
     here = dist.get_rank()
-    print(launch.rank_0_decides(lambda: f"rank {here} decided"), launch.gather(here), launch.agree(here == 1))
+    print(launch.rank_0_decides(lambda: f"rank {here} decided"), launch.gather(here), launch.agree(here == 1), launch.starter())
     launch.exit_together()
     raise SystemExit(launch.STOPPED)
 
@@ -29,10 +29,10 @@ launch.command(main)
 
 @pytest.fixture
 def task(tmp_path):
-    """Start the script as one task of a step: processes[…] = task(task, tasks, nodes, gpus). scontrol and nvidia-smi are this test's."""
+    """Start the script as task `number` of a step, with scontrol and nvidia-smi of this test's; None takes a variable away."""
     (tmp_path / "script.py").write_text(SCRIPT)
 
-    def start(number, tasks=2, nodes=1, gpus=0, **more):
+    def start(number, tasks=2, nodes=1, gpus=0, stdin=subprocess.DEVNULL, **more):
         tools = tmp_path / "bin"
         tools.mkdir(exist_ok=True)
         listed = "".join(f"{n}, GPU-{n}, NVIDIA H200, 143771, 143100, 580.95.05\\n" for n in range(gpus))
@@ -52,7 +52,7 @@ def task(tmp_path):
         path = f"{tools}:{os.environ['PATH']}"
         return subprocess.Popen(
             [sys.executable, str(tmp_path / "script.py")], env=kept | {"PATH": path, "OMP_NUM_THREADS": "1"} | said,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     return start
@@ -66,8 +66,8 @@ def ends(process):
 
 def test_the_tasks_of_a_step_are_ranks_that_agree_and_their_exit_code_is_their_own(task):
     first, second = [ends(process) for process in [task(0), task(1)]]
-    assert first[:2] == (75, ["rank 0 speaks", "rank 0 decided [0, 1] True"]), first[2]
-    assert second[:2] == (75, ["rank 0 decided [0, 1] True"]), second[2]
+    assert first[:2] == (75, ["rank 0 speaks", "rank 0 decided [0, 1] True srun --ntasks=2 python"]), first[2]
+    assert second[:2] == (75, ["rank 0 decided [0, 1] True srun --ntasks=2 python"]), second[2]
 
 
 def looks(task, number, **more):
@@ -108,3 +108,13 @@ def test_a_batch_script_and_a_step_of_one_task_are_no_ranks(task):
     step = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST")
     for process in [task(0, **dict.fromkeys(step)), task(0, tasks=1), task(0, SLURM_GTIDS="0")]:  # the last was queued from inside a step
         assert ends(process)[:2] == (0, ["rank 0 speaks", "alone 1"])
+
+
+def test_the_shell_of_srun_pty_is_no_rank_but_what_srun_starts_from_it_is(task):
+    shell, terminal = os.openpty()
+    try:
+        assert ends(task(0, stdin=terminal, SLURM_PTY_PORT="4000", SLURM_TASK_PID="1"))[1] == ["rank 0 speaks", "alone 1"]
+    finally:
+        os.close(shell)
+        os.close(terminal)
+    assert looks(task, 1, SLURM_PTY_PORT="4000", SLURM_TASK_PID="1").startswith("1 2 1 2 ")
