@@ -8,7 +8,8 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 
-from common import launch
+from common import hardware, launch
+from common.log import say
 from common.refusal import Refusal
 
 SHARD_BYTES = 5_000_000_000  # of a weight file, as on the hub
@@ -45,6 +46,10 @@ def load(name, dtype, max_seq_length, revision=None, gradient_checkpointing="tru
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     if frozen:
         raise Refusal(f"{len(frozen)} tensors of {name} are frozen, {frozen[0]} the first; full fine-tuning trains every parameter")
+    world = _rank_and_world()[1]
+    if world > 1:
+        whole = sum(torch.Size(shape_of(parameter)).numel() * parameter.element_size() for parameter in model.parameters())
+        say(f"weights: {hardware.size(held_bytes(model) / 1e9)} of {hardware.size(whole / 1e9)} on this one of {world} ranks")
     return model
 
 

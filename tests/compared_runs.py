@@ -38,7 +38,7 @@ def differences(whole, other, history=True):
 def _tensors(directory):
     from safetensors.torch import load_file
 
-    return load_file(directory / "adapter_model.safetensors")
+    return {name: tensor for file in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def _state(checkpoint):

@@ -9,6 +9,7 @@ import pytest
 from full_disks import Disks
 from object_store import wait_until
 from user_commands import ROOT, Ran, user_environment
+from warm_start import WarmStart
 
 from common.run_directory import RunDirectory
 
@@ -52,6 +53,13 @@ def tiny_run(ahead):
 def judged_run(ahead, tiny_run):
     """The tiny run after `bash eval/eval_all_checkpoints.sh RUN_DIR`."""
     return ahead(1)
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """Starts a recipe within a second; not for the first run of its kind, see warm_start.py."""
+    with WarmStart() as started:
+        yield started
 
 
 @pytest.fixture
