@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+BATCH = Path(__file__).parents[2] / "recipes" / "mtg_full_32b.sbatch"
 SCRIPT = """
 import os
 from common import launch, log
@@ -65,7 +67,8 @@ def ends(process):
 
 
 def test_the_tasks_of_a_step_are_ranks_that_agree_and_their_exit_code_is_their_own(task):
-    first, second = [ends(process) for process in [task(0), task(1)]]
+    job = {"SLURM_JOB_ID": os.getpid()}  # whose port is not that of another run of this test
+    first, second = [ends(process) for process in [task(0, **job), task(1, **job)]]
     assert first[:2] == (75, ["rank 0 speaks", "rank 0 decided [0, 1] True srun --ntasks=2 python"]), first[2]
     assert second[:2] == (75, ["rank 0 decided [0, 1] True srun --ntasks=2 python"]), second[2]
 
@@ -118,3 +121,22 @@ def test_the_shell_of_srun_pty_is_no_rank_but_what_srun_starts_from_it_is(task):
         os.close(shell)
         os.close(terminal)
     assert looks(task, 1, SLURM_PTY_PORT="4000", SLURM_TASK_PID="1").startswith("1 2 1 2 ")
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, "requeue 7000\n"), (0, ""), (2, ""), (137, "")])
+def test_the_batch_file_queues_itself_again_after_a_polite_stop_only(tmp_path, code, requeued):
+    """With an srun and an scontrol that write down how they were called."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    for name in ("srun", "scontrol"):
+        tool = tmp_path / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/{name}.called\nexit {code if name == "srun" else 0}\n')
+        tool.chmod(0o755)
+        (tmp_path / f"{name}.called").touch()
+    slurm = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7000"}
+    ended = subprocess.run(["bash", BATCH, "--run-name", "two nodes"], env=slurm, cwd="/", capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (code, "")
+    assert (tmp_path / "scontrol.called").read_text() == requeued
+    called = (tmp_path / "srun.called").read_text()
+    assert called == "--kill-on-bad-exit=0 --wait=0 python recipes/mtg_full_32b.py --resume-from-checkpoint auto --run-name two nodes\n"
