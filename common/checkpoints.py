@@ -138,7 +138,7 @@ class Checkpoints(TrainerCallback):
         args, state = self.trainer.args, self.trainer.state
         others = [name for name in launch.rank_0_decides(lambda: manifest.files_in(directory)) if name not in files]
         hashed = {name: manifest.describe(directory / name) for name in others[args.process_index :: args.world_size]}
-        finite = all(models.is_finite(directory / name) for name in hashed if name.endswith(".safetensors"))
+        finite = all(models.is_finite_file(directory / name) for name in hashed if name.endswith(".safetensors"))
         parts = launch.gather((hashed, finite, self.between.own_loss()))
         if is_rank_0():
             for part, _, _ in parts:

@@ -4,6 +4,7 @@ Import this after `import unsloth`, which replaces TRL's trainer.
 """
 
 import math
+import shutil
 import time
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from common import full_weights, launch, saved_logits
+from common import full_weights, launch, models, saved_logits
 from common.chat_text import IGNORED
 from common.log import is_rank_0, say
+from common.refusal import Refusal
 from common.run_directory import write_json
 
 MOVED_AFTER = 3  # optimiser steps; the first of a warmup has the learning rate 0
@@ -122,14 +124,21 @@ def resolved_ds_config(trainer):
 def finish(trainer, run, rows, dtype, constants):
     """Write final_model/, compare it with the live model on the first of `rows` (Dataset), say both; figures for run.json. All ranks.
 
-    dtype: of the saved weights. Raises `Refusal` where it is not whole or says something else.
+    dtype: of the saved weights. Raises `Refusal` where it is not whole or says something else; it is then final_model.refused/.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    full_weights.save(model, run.final_model, dtype)
-    launch.rank_0_decides(lambda: _check(trainer, model, run, constants))
+    working, refused = (run.final_model.with_name(f"final_model.{state}") for state in ("unverified", "refused"))
     live = model if trainer.is_in_train or not trainer.is_deepspeed_enabled else trainer._prepared()
     samples = [rows[number]["input_ids"][:256] for number in range(min(4, len(rows)))]
-    figures = saved_logits.compare(live, run.final_model, samples, trainer.args.device)
+    launch.rank_0_decides(lambda: shutil.rmtree(working, ignore_errors=True))
+    try:
+        full_weights.save(model, working, dtype)
+        launch.rank_0_decides(lambda: _check(trainer, model, working, constants))
+        figures = saved_logits.compare(live, working, samples, trainer.args.device)
+    except Refusal as why:
+        launch.rank_0_decides(lambda: _replace(working, refused))
+        raise Refusal(f"{why}. The checkpoints are as they were; what was written is now {refused}") from None
+    launch.rank_0_decides(lambda: _replace(working, run.final_model))
     if figures:
         say(f"final model written to {run.final_model}; plain transformers' logits of it are within {figures['relative_rms']:.2%} of the "
             "trained model's")  # fmt: skip
@@ -138,14 +147,18 @@ def finish(trainer, run, rows, dtype, constants):
     return {"export": figures}
 
 
-def _check(trainer, model, run, constants):
-    from common import models
+def _check(trainer, model, directory, constants):
+    full_weights.check(model, directory)
+    if not models.is_finite(directory):
+        raise Refusal(f"{directory} holds NaN or infinite numbers; take an earlier checkpoint and a lower LEARNING_RATE")
+    trainer.processing_class.save_pretrained(directory)
+    write_json(directory / "constants.json", constants)
 
-    count = full_weights.check(model, run.final_model)
-    models.require_finite(run.final_model)
-    trainer.processing_class.save_pretrained(run.final_model)
-    write_json(run.final_model / "constants.json", constants)
-    return count
+
+def _replace(source, target):
+    shutil.rmtree(target, ignore_errors=True)
+    if source.exists():
+        source.rename(target)
 
 
 def test(trainer, rows):

@@ -177,17 +177,15 @@ def check_adapter(directory, tensors=None):
             raise Refusal(f"{file}: {name} is all zero, as before training; nothing was learned")
 
 
-def is_finite(file):
+def is_finite(directory):
+    """False where a saved tensor of `directory` holds NaN or infinity."""
+    return all(map(is_finite_file, Path(directory).glob("*.safetensors")))
+
+
+def is_finite_file(file):
     """False where a tensor of a safetensors file holds NaN or infinity."""
     import torch
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as tensors:
         return all(torch.isfinite(tensors.get_tensor(name)).all() for name in tensors.keys())  # noqa: SIM118 - no mapping
-
-
-def require_finite(directory):
-    """Refuse a saved model that holds NaN or infinity."""
-    for file in sorted(Path(directory).glob("*.safetensors")):
-        if not is_finite(file):
-            raise Refusal(f"{file} holds NaN or infinite numbers; take an earlier checkpoint and a lower LEARNING_RATE")

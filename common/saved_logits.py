@@ -77,7 +77,7 @@ def main():
     relative = (torch.cat(differences).square().mean().sqrt() / torch.cat(spread).std()).item()
     if not relative <= TOLERANCE:
         raise Refusal(f"the logits of {directory} differ from the trained model's by {relative:.1%} of their spread (at most "
-                      f"{TOLERANCE:.0%}), so it would not say the same; the last checkpoint is whole")  # fmt: skip
+                      f"{TOLERANCE:.0%}), so it would not say the same")  # fmt: skip
     print(json.dumps({"relative_rms": relative, "top1_agreement": torch.cat(agreed).float().mean().item(), "tolerance": TOLERANCE}))
 
 

@@ -97,6 +97,11 @@ def announce(trainer, run, statistics, warmup_ratio):
         f"{planned['steps']:,} steps of {per_rank} x {args.gradient_accumulation_steps} x {args.world_size} rank(s) rows, about "
         f"{planned['tokens_per_step']:,} tokens each; {planned['epochs']:g} epochs; {waste}"
     )
+    if args.packing:
+        conversations = statistics["splits"]["train"]["rows"]
+        unpacked = rows_per_step * tokens / conversations
+        say(f"packed, a step has {planned['tokens_per_step'] / unpacked:.1f} times the tokens of {rows_per_step} conversations, about "
+            f"{unpacked:,.0f}; PACKING = False takes those, and {conversations / rows_per_step:,.0f} steps an epoch")
     if is_rank_0():
         run.update(padding_share=round(padding, 4))
         for text in pointless(planned["steps"], warmup_ratio, args.eval_steps if trainer.eval_dataset else None, args.save_steps, padding):

@@ -105,13 +105,15 @@ def main(**overrides):
     files = [*TRAIN_FILES, *(file for file in (VALIDATION_FILE, TEST_FILE) if file)]
     prepared = {n: settings.values[n] for n in ("TRAIN_FILES", "VALIDATION_FILE", "TEST_FILE", "SEED", "BAD_ROWS", "MAX_SEQ_LENGTH")}
 
-    def ds_json():
-        return zero.check(DS_CONFIG, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
-                          train_micro_batch_size_per_gpu=PER_DEVICE_TRAIN_BATCH_SIZE, bf16__enabled=BF16)  # fmt: skip
+    ds_config = None
+    if USE_DEEPSPEED:
+        ds_config = zero.check(DS_CONFIG, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
+                               train_micro_batch_size_per_gpu=PER_DEVICE_TRAIN_BATCH_SIZE, bf16__enabled=BF16)  # fmt: skip
+        zero.facts(ds_config, DS_CONFIG, hidden_size=1)  # a stage that there is not is said now as well
 
     def job(name, *_):  # what decides memory and time; the constants of this file are in it by their names
         model = hub.known_dimensions(name, MODEL_REVISION)
-        shared = zero.facts(ds_json(), DS_CONFIG, model.hidden_size, alone=True) if USE_DEEPSPEED else Zero()
+        shared = zero.facts(ds_config, DS_CONFIG, model.hidden_size, alone=True) if USE_DEEPSPEED else Zero()
         return Job.of(model, settings.values, kernels="unsloth", loss="unsloth", zero=shared, load_best_model_at_end=False,
                       eval_steps=EVAL_STEPS if VALIDATION_FILE else None)  # fmt: skip
 
@@ -124,7 +126,6 @@ def main(**overrides):
     run_name = RUN_NAME or settings.default_run_name
     resume.check(run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)  # a wrong name, path or key is said now
     resume.require_fixed(resume.peek(OUTPUT_DIR, run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI), settings.values)
-    ds_config = ds_json() if USE_DEEPSPEED else None
     if settings.prefetch:
         log.say(f"{MODEL_NAME} is in {hub.prefetch(MODEL_NAME, MODEL_REVISION)}")
         return {}

@@ -11,8 +11,10 @@ from object_store import wait_until
 from user_commands import ROOT, Ran, user_environment
 from warm_start import WarmStart
 
+from common import hardware
 from common.run_directory import RunDirectory
 
+hardware.prepare_torch()  # before any test imports it: beside others on two cores it has taken a hundred times as long without
 TINY = "llama32_qlora_tiny"
 TRAIN = f"python recipes/llama32_qlora.py --tiny --output-dir {{home}} --run-name {TINY}"
 JUDGE = f"bash eval/eval_all_checkpoints.sh {{home}}/{TINY}"

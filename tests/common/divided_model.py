@@ -7,6 +7,7 @@ It is loaded twice: what DeepSpeed takes for itself is there before memory is lo
 
 import json
 import sys
+from pathlib import Path
 
 from common import launch, zero
 
@@ -22,8 +23,7 @@ from common.refusal import Refusal  # noqa: E402
 
 def anonymous():
     """Bytes of memory that no file stands behind."""
-    status = dict(line.split(":", 1) for line in open("/proc/self/status") if line.startswith("Rss"))
-    return int(status["RssAnon"].split()[0]) * 1024
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
 
 
 models.quiet()

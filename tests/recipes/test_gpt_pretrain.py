@@ -9,7 +9,6 @@ import sys
 import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from generated_text import documents, write_jsonl
@@ -21,7 +20,6 @@ from common import gpt, gpt_export, manifest, resume, shards, token_data
 from common.run_directory import RunDirectory, read_json
 
 STEPS = 40
-MARK = "PRETRAINING_TEST"
 QUIETLY = ("--report-to", "[]", "--samples", "[]", "--logging-steps", "1")
 DROPPING = ("--dropout", "0.1", "--save-steps", "none", "--checkpoint-every-files", "1", "--save-total-limit", "9")
 # Mean losses of steps 1-10, 11-20, … on the generated text, and the held-out loss at the end. bf16 products differ between processors.
@@ -59,7 +57,7 @@ def ran(tokens, tmp_path_factory):
 
 
 def started(home, name, command):
-    environment = {**user_environment(home), MARK: name, "OMP_NUM_THREADS": "1"}
+    environment = {**user_environment(home), "OMP_NUM_THREADS": "1"}
     launcher = ["deepspeed", "--num_gpus=2", f"--master_port={free_port()}", "recipes/gpt_pretrain.py"]
     out = (home / f"{name}.log").open("ab")
     return subprocess.Popen([*launcher, "--tiny", "--output-dir", str(home), "--run-name", name, *command], cwd=ROOT, env=environment,
@@ -75,12 +73,19 @@ def two_ranks(tokens, tmp_path_factory):
     return RunDirectory(home / "two")
 
 
+def ranks(warm, home, name, command):
+    """Two ranks as forks; their processes."""
+    environment = {**user_environment(home), "OMP_NUM_THREADS": "1"}
+    script = ["recipes/gpt_pretrain.py", "--tiny", "--output-dir", str(home), "--run-name", name]
+    return warm.ranks(2, [*script, *command], environment, home / f"{name}.log")
+
+
 @pytest.fixture(scope="module")
-def dropping(tokens, tmp_path_factory):
+def dropping(tokens, tmp_path_factory, warm):
     """The same with dropout, so that a resume has a random state to restore, and with checkpoints after files alone."""
     home = tmp_path_factory.mktemp("dropping")
-    process = started(home, "whole", flags(tokens, *QUIETLY, *DROPPING))
-    assert process.wait(300) == 0, (home / "whole.log").read_text()
+    processes = ranks(warm, home, "whole", flags(tokens, *QUIETLY, *DROPPING))
+    assert [process.wait(300) for process in processes] == [0, 0], (home / "whole.log").read_text()
     return RunDirectory(home / "whole")
 
 
@@ -169,9 +174,9 @@ def test_two_ranks_give_the_curve_of_one(ran, two_ranks):
     assert held_out(two_ranks) == pytest.approx(held_out(ran.run), rel=2e-3)
 
 
-def test_one_micro_batch_gives_the_curve_of_two(ran, tokens, tmp_path):
+def test_one_micro_batch_gives_the_curve_of_two(ran, tokens, tmp_path, warm):
     found = train(tmp_path, *flags(tokens, "--per-device-train-batch-size", "16", "--report-to", "[]", "--samples", "[]"), name="whole",
-                  recipe="gpt_pretrain")  # fmt: skip
+                  recipe="gpt_pretrain", warm=warm)  # fmt: skip
     assert found.returncode == 0, found.output
     assert losses(found.run) == pytest.approx(losses(ran.run), rel=2e-3)
 
@@ -192,22 +197,21 @@ def test_every_rank_drops_something_else(dropping):
     assert not torch.equal(*states)
 
 
-def test_two_ranks_killed_within_an_epoch_end_in_the_same_bits(dropping, tokens):
+def test_two_ranks_killed_within_an_epoch_end_in_the_same_bits(dropping, tokens, warm):
     home = dropping.path.parent
     command = flags(tokens, *QUIETLY, *DROPPING, "--resume-from-checkpoint", "auto")
-    process, run = started(home, "killed", command), RunDirectory(home / "killed")
+    processes, run = ranks(warm, home, "killed", command), RunDirectory(home / "killed")
     first = run.path / f"checkpoint-{ends_of_files(tokens)[0]}"
     deadline = time.monotonic() + 240
     while not manifest.exists(first) and time.monotonic() < deadline:
         time.sleep(0.02)
-    ours = [p for p in psutil.process_iter() if p.pid != os.getpid() and _marked(p, "killed")]
-    for one in ours:
-        one.kill()
-    process.wait(60)
-    assert manifest.exists(first) and len(ours) >= 3 and not manifest.exists(run.path / f"checkpoint-{STEPS}")
-    process = started(home, "killed", command)
+    for process in processes:
+        process.kill()
+    assert [process.wait(60) for process in processes] == [-9, -9]
+    assert manifest.exists(first) and not manifest.exists(run.path / f"checkpoint-{STEPS}")
+    processes = ranks(warm, home, "killed", command)
     said = home / "killed.log"
-    assert process.wait(300) == 0, said.read_text()
+    assert [process.wait(300) for process in processes] == [0, 0], said.read_text()
     assert "resuming from checkpoint-" in said.read_text()
     assert digest(run.final_model) == digest(dropping.final_model)
     resumed = int(said.read_text().split("resuming from checkpoint-")[1].split()[0])
@@ -215,27 +219,20 @@ def test_two_ranks_killed_within_an_epoch_end_in_the_same_bits(dropping, tokens)
     assert {step: again[step] for step in range(resumed + 1, STEPS + 1)} == {step: whole[step] for step in range(resumed + 1, STEPS + 1)}
 
 
-def test_a_run_that_is_over_is_finished_again(ran, tokens):
+def test_a_run_that_is_over_is_finished_again(ran, tokens, warm):
     before = digest(ran.run.final_model)
     shutil.rmtree(ran.run.final_model)
     command = flags(tokens, *QUIETLY[:4], "--resume-from-checkpoint", "auto")
-    found = train(ran.run.path.parent, *command, name="one", recipe="gpt_pretrain")
+    found = train(ran.run.path.parent, *command, name="one", recipe="gpt_pretrain", warm=warm)
     assert found.returncode == 0 and "nothing is left to train" in found.output, found.output
     assert digest(ran.run.final_model) == before
-
-
-def _marked(process, name):
-    try:
-        return process.environ().get(MARK) == name
-    except psutil.Error:
-        return False
 
 
 def digest(directory):
     return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_another_recipe_fine_tunes_it(ran, tmp_path):
+def test_another_recipe_fine_tunes_it(ran, tmp_path, warm):
     """QLoRA by llama32_qlora.py, with its plan and its merge, of such a model with positions for a chat."""
     model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
     shutil.copytree(ran.run.final_model, model)
@@ -244,7 +241,7 @@ def test_another_recipe_fine_tunes_it(ran, tmp_path):
     rows.write_text("".join(json.dumps({"question": f"What is {n}?", "answer": f"{n} is {n}."}) + "\n" for n in range(40)))
     command = ["--model-name", str(model), "--target-modules", "c_attn,c_proj,c_fc", "--train-files", f"{rows}=1"]
     command += ["--max-seq-length", "256", "--max-steps", "4", "--save-steps", "4", "--eval-steps", "4", "--split-by", "id", *QUIETLY[:2]]
-    found = train(tmp_path, *command, name="tuned")
+    found = train(tmp_path, *command, name="tuned", warm=warm)
     assert found.returncode == 0, found.output
     adapter = 2 * 16 * (64 + 192 + 64 + 64 + 64 + 256 + 256 + 64)
     assert f"{adapter:,} of" in found.output and "logits within" in found.output

@@ -22,8 +22,9 @@ RECIPE = "mtg_full_32b"
 STEPS = 50
 QUIETLY = ("--report-to", "[]", "--test-file", "none")
 # What the issue of small updates is about: the learning rate of the 32B, bf16 weights, 50 steps
+# in less than an epoch, in whose last step accelerate fills up the batch of the second rank with rows that had their turn.
 SMALL_STEPS = ("--max-steps", str(STEPS), "--learning-rate", "2e-5", "--warmup-steps", "5", "--logging-steps", "1", "--save-steps", "20",
-               "--eval-steps", "25")  # fmt: skip
+               "--eval-steps", "25", "--per-device-train-batch-size", "16")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def sharded_fp32(home, warm):
 @pytest.fixture(scope="module")
 def whole_fp32(home, warm):
     """One process without DeepSpeed: plain PyTorch on the same rows."""
-    flags = [*QUIETLY, *SMALL_STEPS, "--bf16", "false", "--use-deepspeed", "false", "--per-device-train-batch-size", "64"]
+    flags = [*QUIETLY, *SMALL_STEPS, "--bf16", "false", "--use-deepspeed", "false", "--per-device-train-batch-size", "32"]
     return done(train(home, *flags, name="whole_fp32", recipe=RECIPE, warm=warm))
 
 
@@ -97,7 +98,7 @@ def test_plain_transformers_give_the_answers_it_counted(learned):
         prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_tensors="pt", return_dict=True)
         with torch.no_grad():
             written = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-        right.append(tokenizer.decode(written, skip_special_tokens=True) == messages[-1]["content"] and written[-1] == tokenizer.eos_token_id)
+        right.append(tokenizer.decode(written) == messages[-1]["content"] + tokenizer.eos_token)  # it stops by itself
     assert np.mean(right) == pytest.approx(read_json(learned.run.run)["test_exact_match"], abs=0.15)
 
 
@@ -118,7 +119,7 @@ def test_one_run_one_cache_one_tracker_and_what_it_says(learned):
 
 def test_the_weights_are_divided(learned):
     mine, all_of_it, ranks = re.search(r"weights: ([\d.]+) MB of ([\d.]+) MB on this one of (\d) ranks", learned.output).groups()
-    assert float(mine) == pytest.approx(float(all_of_it) / 2, rel=0.02) and ranks == "2"
+    assert float(mine) == pytest.approx(float(all_of_it) / 2, abs=0.06) and ranks == "2"
 
 
 def test_every_checkpoint_is_a_model_and_what_a_resume_needs(learned):
@@ -164,10 +165,10 @@ def test_fp32_masters_move_as_an_fp32_reference_does(sharded, whole_fp32, base):
     last = sharded.run.whole_checkpoints()[-1][1]
     masters = {name: tensor.double() for name, tensor in get_fp32_state_dict_from_zero_checkpoint(str(last)).items()}
     ours, reference = moved(masters, base), moved(weights(whole_fp32.run.final_model), base)
-    assert ours.norm() == pytest.approx(reference.norm(), rel=0.02)
-    assert torch.dot(ours, reference) > 0.98 * ours.norm() * reference.norm()
-    in_bf16 = moved(weights(last), base)  # what plain bf16 training would have to take each step in
-    assert (in_bf16 == 0).double().mean() > 0.5 > (ours == 0).double().mean()
+    assert ours.norm().item() == pytest.approx(reference.norm().item(), rel=0.05)
+    assert torch.dot(ours, reference) > 0.99 * ours.norm() * reference.norm()
+    in_bf16 = moved(weights(last), base)  # of most weights all 50 steps together are too small to show
+    assert (in_bf16 == 0).double().mean() > 0.5 and (ours == 0).double().mean() < 0.01
 
 
 # Kills and other numbers of ranks
@@ -227,7 +228,7 @@ def test_another_number_of_ranks_goes_on(sharded, warm, home, tmp_path):
     shutil.copytree(sharded.run.path, copy)
     for name in ("checkpoint-40", "checkpoint-50", "final_model"):
         shutil.rmtree(copy / name)
-    flags = [*SMALL_STEPS, "--per-device-train-batch-size", "32", "--gradient-accumulation-steps", "2", "--resume-from-checkpoint", "auto"]
+    flags = [*SMALL_STEPS, "--gradient-accumulation-steps", "2", "--resume-from-checkpoint", "auto"]
     found = done(train(tmp_path, *QUIETLY, *flags, name="sharded", recipe=RECIPE, warm=warm))
     assert "checkpoint-20 was written by 2 rank(s) and goes on with 1" in found.output
     after = {step: loss for step, loss in losses(found.run).items() if step > 20}
@@ -296,8 +297,8 @@ def test_the_docstring_has_the_figures_of_the_plan(tmp_path):
     expected += [parts[name] for name in ("weights", "gradients", "optimiser states", "activations", "logits and loss", "ZeRO buffers")]
     assert [float(figure) for figure in named] == [round(figure, 1) for figure in expected]
     speed, hours, one, kept = re.search(
-        r"At 40 % MFU they train ([\d,]+) tokens a second: 1\.41 B tokens x 3 epochs in (\d+) hours\. A checkpoint takes (\d+) GB; three are "
-        r"kept while a fourth is written: ([\d.]+) TB", text,
+        r"At 40 % MFU they train ([\d,]+) tokens a second: 1\.41 B tokens x 3 epochs in (\d+) hours\. A checkpoint takes (\d+) GB; three "
+        r"are kept while a fourth is written: ([\d.]+) TB", text,
     ).groups()  # fmt: skip
     found = compute.tokens_per_second(dimensions.read("qihoo360/TinyR1-32B"), 2048, 0.4, accelerators.parse("8xH200")[1].peak_tflops, 8)
     assert speed == f"{found:,.0f}" and hours == f"{3 * 1.41e9 / found / 3600:.0f}"
