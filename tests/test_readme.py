@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"(?:^    .*\n|^\n)+", README, re.M)
 COMMANDS = {
     re.split(r"\s{2,}#", line.strip())[0].strip()
     for block in BLOCKS
-    for line in block.splitlines()
+    for line in re.sub(r" *\\\n *", " ", block).splitlines()
     if re.match(r"    (python|make|bash|deepspeed|conda|from|figures) ?", line)
 }
 # Where the rest is run; on this machine with --tiny, on other directories, or with fewer steps.
@@ -31,6 +31,19 @@ ELSEWHERE = {
     "python recipes/llama32_qlora.py --resume-from-checkpoint gs://bucket/runs/llama32_qlora": "tests/recipes: from a store",
     "bash eval/eval_all_checkpoints.sh": "tests/eval: the newest run",
     "bash eval/eval_all_checkpoints.sh outputs/llama32_qlora": "tests/conftest.py",
+    "python recipes/mtg_full_32b.py": "tests/recipes/test_mtg_full_32b.py, with --tiny",
+    "python recipes/mtg_full_32b.py --tiny": "tests/recipes/test_mtg_full_32b.py, in other numbers of steps",
+    "python recipes/mtg_full_32b.py --plan --tokens 1.41e9": "tests/recipes/test_mtg_full_32b.py: the docstring's figures",
+    "deepspeed --num_gpus=2 recipes/mtg_full_32b.py --tiny": "tests/recipes/test_mtg_full_32b.py",
+    "deepspeed --num_gpus=8 recipes/mtg_full_32b.py": "tests/recipes/test_mtg_full_32b.py, with two",
+    "deepspeed --hostfile=hosts recipes/mtg_full_32b.py": "needs ssh to itself; tried by hand",
+    "python prepare/mtg_cards.py --cards oracle-cards.json --rulings rulings.json": "tests/prepare/test_mtg_cards.py",
+    "python prepare/mtg_drafts.py --drafts draft_data_public.XYZ.PremierDraft.csv.gz": "tests/prepare/test_mtg_drafts.py",
+    **{
+        f"python recipes/mtg_full_32b.py --run-name {name} {model}--train-files data/mtg_{name}/train.jsonl=1 --validation-file "
+        f"data/mtg_{name}/valid.jsonl --test-file data/mtg_{name}/test.jsonl": "tests/recipes/test_mtg_full_32b.py: raw cards and drafts"
+        for name, model in (("cards", ""), ("drafts", "--model-name outputs/cards/final_model "))
+    },
     "python recipes/gpt_pretrain.py --tiny": "tests/recipes/test_gpt_pretrain.py, on other tokens; whole in make soak",
     "deepspeed --num_gpus=2 recipes/gpt_pretrain.py --tiny": "tests/recipes/test_gpt_pretrain.py",
     "python recipes/llama32_qlora.py --model-name outputs/gpt_pretrain/final_model --target-modules c_attn,c_proj,c_fc": (
