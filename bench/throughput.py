@@ -67,7 +67,7 @@ def build_model(directory, shape):
 
     from common import tiny_models
 
-    tokenizer = tiny_models._train_tokenizer(replace(tiny_models.KNOWN["tiny-llama"], vocab_size=VOCABULARY), prose(), [])
+    tokenizer = tiny_models._train_tokenizer(replace(tiny_models.KNOWN["tiny-llama"], vocab_size=VOCABULARY), prose().splitlines(), [])
     control = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=2048, tie_word_embeddings=True, **control, **shape)

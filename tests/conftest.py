@@ -20,11 +20,24 @@ TRAIN = f"python recipes/llama32_qlora.py --tiny --output-dir {{home}} --run-nam
 JUDGE = f"bash eval/eval_all_checkpoints.sh {{home}}/{TINY}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Under `-n 2` the tests of a file stay in one process, and so do all files that look at the tiny run; the longest ones come first."""
+    of_the_tiny_run = {item.path for item in items if {"tiny_run", "judged_run"} & set(item.fixturenames)}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("tiny run" if item.path in of_the_tiny_run else str(item.path)))
+    items.sort(key=lambda item: item.path.parent.name != "recipes")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def ahead(request, tmp_path_factory):
     """Begins the commands above beside the first test, where a chosen one will look at what they leave: what they said, as a function."""
     wanted = {name for item in request.session.items for name in item.fixturenames}
-    home = tmp_path_factory.mktemp("tiny")
+    process = getattr(request.config, "workerinput", {}).get("workerid")  # of those that share the tests, the first one begins them
+    home = tmp_path_factory.getbasetemp().parent / "tiny" if process else tmp_path_factory.mktemp("tiny")
+    home.mkdir(exist_ok=True)
+    if process not in (None, "gw0"):
+        wanted = set()
     steps = [TRAIN] * ("tiny_run" in wanted) + [JUDGE] * ("judged_run" in wanted)
     script = "".join(f"{step} >{{home}}/{n}.said 2>&1; echo $? >{{home}}/{n}.code\n" for n, step in enumerate(steps)).format(home=home)
     # One thread: a second would only wait for the first, and the other core has the other tests

@@ -21,8 +21,9 @@ class Ran:
 
 
 def user_environment(home):
-    """The environment of a user without accounts: no W&B key, no hub token, nothing of a launcher."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HF_TOKEN", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_"))}
+    """The environment of a user without accounts: no W&B key, no hub token, nothing of a launcher, and a terminal of the usual width."""
+    others = ("WANDB", "HF_TOKEN", "COLUMNS", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(others)}
     return {**kept, "NETRC": str(home / "no-netrc"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 

@@ -5,12 +5,17 @@
 It is loaded twice: what DeepSpeed takes for itself is there before memory is looked at.
 """
 
+import ctypes
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 from common import launch, zero
 
+MMAP_THRESHOLD = -3  # glibc's malloc.h: what is larger goes back to the system when it is freed
+ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 16)
 model_directory, saved = sys.argv[1:]
 launch.prepare_process()
 import unsloth  # noqa: F401, I001, E402 - in the recipe's order
@@ -29,9 +34,19 @@ def anonymous():
 models.quiet()
 args = SFTConfig(output_dir=saved, deepspeed=zero.check("ds_configs/mtg_full_32b.json"), bf16=True, report_to="none")
 first = full_weights.load(model_directory, torch.bfloat16, 128)  # kept
-before = anonymous()
+peak = before = anonymous()
+
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous())
+        time.sleep(0.002)
+
+
+threading.Thread(target=watch, daemon=True).start()
 model = full_weights.load(model_directory, torch.bfloat16, 128)
-grown = anonymous() - before
+grown = peak - before
 full_weights.save(model, saved, shard_bytes=300_000)
 names = full_weights.check(model, saved)
 with torch.no_grad():

@@ -290,3 +290,33 @@ def test_loading_a_tokenizer(make, tmp_path):
     (tmp_path / "broken" / "tokenizer.json").write_text("{")
     with pytest.raises(Refusal, match="broken cannot be loaded"):
         chat_text.load_tokenizer(str(tmp_path / "broken"))
+
+
+def test_r1_keeps_its_reasoning_and_other_templates_that_drop_it_are_refused(make):
+    tokenizer = make("deepseek_r1_distill", DEEPSEEK)
+    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "<think>\nBecause.\n</think>\n\nSo."}]
+    with pytest.raises(Refusal, match="rewrites earlier turns"):
+        chat_text.answer_spans(tokenizer, messages)
+    original = tokenizer.chat_template
+    try:
+        assert chat_text.keep_reasoning(tokenizer)
+        assert chat_text.answer_spans(tokenizer, messages * 2)[0].count("Because.") == 2
+        text, [(start, end)] = chat_text.answer_spans(tokenizer, messages)
+        assert text[start:end] == messages[1]["content"] + DEEPSEEK["eos_token"]
+        tokenizer.chat_template = original.replace("<think>\\n'", "'")  # drops it, and does not begin with it
+        with pytest.raises(Refusal, match="drops the reasoning of answers"):
+            chat_text.answer_spans(tokenizer, messages)
+    finally:
+        tokenizer.chat_template = original
+
+
+def test_markup_of_turns_is_refused_in_what_people_write_special_or_not(make):
+    from tokenizers import AddedToken
+
+    tokenizer = copy.deepcopy(make("deepseek_r1_distill", DEEPSEEK))
+    chat_text.keep_reasoning(tokenizer)
+    tokenizer.add_tokens([AddedToken("<｜User｜>", special=False), AddedToken("<think>", special=False)])
+    question, answer = {"role": "user", "content": "Hi <｜User｜> there"}, {"role": "assistant", "content": "<think>\nWell.\n</think>\nHi."}
+    with pytest.raises(BadRow, match="message 1 holds the control token <｜User｜> as text"):
+        chat_text.encode(tokenizer, [question, answer], 512)
+    assert chat_text.encode(tokenizer, [question | {"content": "Hi"}, answer], 512).shortened == ""

@@ -125,7 +125,7 @@ def test_too_little_memory_leaves_the_comparison_out(tmp_path, monkeypatch):
 
 
 def test_two_ranks_hold_half_of_it_each_and_save_it_together(tmp_path, warm):
-    model = small_model(hidden_size=512, intermediate_size=2048, num_hidden_layers=8, vocab_size=20_000)  # 122 MB
+    model = small_model(hidden_size=512, intermediate_size=2048, num_hidden_layers=12, vocab_size=2_000)  # 94 MB, no tensor above 2
     model.save_pretrained(tmp_path / "model", max_shard_size="30MB")
     size = sum(p.numel() * 2 for p in model.parameters())
     script = [str(ROOT / "tests/common/divided_model.py"), str(tmp_path / "model"), str(tmp_path / "saved")]
@@ -135,7 +135,7 @@ def test_two_ranks_hold_half_of_it_each_and_save_it_together(tmp_path, warm):
     assert len(ranks) == 2
     for found in ranks:
         assert found["held"] == pytest.approx(size / 2, rel=0.02)
-        assert found["grown"] < 0.9 * size  # a rank that had held all of it once would have grown by more
+        assert found["grown"] < 0.7 * size  # at its peak; a rank that had held all of it would have grown by more
         assert set(found["positions"]) == {"torch.float32"} and found["names"] == len(model.state_dict())
         assert "it was not gathered" in found["refused"]
         assert found["sum"] == pytest.approx(sum(p.double().abs().sum().item() for p in model.parameters()), rel=1e-9)

@@ -1,11 +1,12 @@
 """Splitting and weighting, on many random data sets: nothing leaks, counts are exact, the result is the same everywhere."""
 
+import json
 import random
 from collections import Counter
 
 import pytest
 
-from common import mixing
+from common import chat_rows, mixing
 from common.chat_rows import Row
 from common.refusal import Refusal
 
@@ -165,3 +166,21 @@ def test_which_half_is_kept_depends_on_the_seed():
     first, second = (mixing.weigh(rows, {"file0.jsonl": 0.5}, seed) for seed in (1, 2))
     assert len(first) == len(second)
     assert [row.id for row in first] != [row.id for row in second]
+
+
+def test_a_held_out_file_without_the_rows_that_training_has(tmp_path):
+    pairs = [("a", "b"), ("c", "d"), ("e", "f")]
+    file = tmp_path / "valid.jsonl"
+    file.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in pairs))
+    trained, _ = chat_rows.parse(b'{"question": "c", "answer": "d"}', "t", 7)
+    used = [("training", [trained])]
+    report = {"rows_read": 10, "bad_rows": [], "bad_row_count": 0}
+    with pytest.raises(Refusal, match=r"valid.jsonl shares 1 of its 3 rows .* \(line 2: it is in the training rows too, t line 7\)"):
+        mixing.held_out_rows(file, used, report)
+    kept = mixing.held_out_rows(file, used, report, bad_rows="skip")
+    assert [asked(row) for row in kept] == ["a", "e"]
+    assert report["rows_read"] == 13 and report["bad_row_count"] == 1 and report["bad_rows"][0]["line"] == 2
+    assert len(mixing.held_out_rows(file, [("training", [])], report)) == 3
+    used[0][1].extend(kept)
+    with pytest.raises(Refusal, match="has no row that is not in the other files too"):
+        mixing.held_out_rows(file, used, report, bad_rows="skip")

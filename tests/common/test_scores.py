@@ -180,3 +180,9 @@ def test_bootstrap_refuses_what_it_cannot_average():
 def test_perplexity_interval_is_exp_of_the_losss():
     assert scores.perplexity_interval((0.0, 1.0, 2.0)) == pytest.approx((1.0, 2.718281828459045, 7.38905609893065))
     assert all(np.isfinite(scores.perplexity_interval((1e4, 1e5, 1e6))))
+
+
+def test_an_answer_is_exact_but_for_white_space_and_asked_for_where_answers_are_short():
+    assert scores.is_exact("{2}{R}", " {2}{R}\n") and scores.is_exact("a b", "a\n b")
+    assert not scores.is_exact("2/3", "3/2") and not scores.is_exact("Goblin", "goblin")
+    assert scores.are_short(["2/3", "{R}", "a long answer of more than eight words in a row"]) and not scores.are_short(["word " * 9])

@@ -99,3 +99,18 @@ def test_tokens_a_second_leave_out_the_evaluation(watch):
     lines = [json.loads(line) for line in watch.run.metrics.read_text().splitlines()]
     assert [line.get("tokens_per_second") for line in lines] == [1000.0, None, 1000.0]
     assert lines[1]["eval_loss"] == 1.5
+
+
+def test_with_packing_it_says_how_many_conversations_a_step_would_have(tmp_path, capsys):
+    """64 packed rows of 2,048 tokens beside 64 conversations of 500."""
+    from types import SimpleNamespace as Some
+
+    args = Some(per_device_train_batch_size=2, gradient_accumulation_steps=4, world_size=8, num_train_epochs=3, max_steps=-1, packing=True,
+                eval_steps=500, save_steps=500)  # fmt: skip
+    run = RunDirectory(tmp_path)
+    run.logs.mkdir()
+    statistics = {"splits": {"train": {"rows": 1_000_000, "tokens": 500_000_000}}}
+    steps = watching.announce(Some(args=args, train_dataset=range(250_000), eval_dataset=[1]), run, statistics, 100)
+    said = capsys.readouterr().out
+    assert steps == 11_721 and "11,721 steps of 2 x 4 x 8 rank(s) rows, about 127,975 tokens each; 3 epochs; packed" in said
+    assert "a step has 4.0 times the tokens of 64 conversations, about 32,000; PACKING = False takes those, and 15,625 steps" in said
