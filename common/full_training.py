@@ -12,13 +12,13 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from common import full_weights, launch, models, saved_logits
+from common import full_weights, launch, models, saved_logits, watching
 from common.chat_text import IGNORED
 from common.log import is_rank_0, say
 from common.refusal import Refusal
 from common.run_directory import write_json
 
-MOVED_AFTER = 3  # optimiser steps; the first of a warmup has the learning rate 0
+FELT = 1e-6  # a learning rate at which fp32 shows Adam's update of every weight below 32
 
 
 class FullFineTuning(SFTTrainer):
@@ -49,12 +49,12 @@ class FullFineTuning(SFTTrainer):
             mine = first + args.process_index
             sums += self._judged([rows[int(row)] for row in batches[min(mine, len(batches) - 1)]], model) * (mine < len(batches))
             self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
-        model.train(training)
         nats, labels, exact, count = self.accelerator.reduce(sums.to(args.device), "sum").tolist()
         loss = nats / max(labels, 1)
         metrics = {f"{name}_loss": loss, f"{name}_perplexity": math.exp(min(loss, 700)), f"{name}_exact_match": exact / count}
         metrics[f"{name}_runtime"] = round(time.time() - start, 3)
-        self.log(metrics)
+        self.log(metrics)  # still as a model that is judged: TRL would take what training counts for it
+        model.train(training)
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
         return metrics
 
@@ -87,28 +87,33 @@ class FullFineTuning(SFTTrainer):
 
 
 class Moving(TrainerCallback):
-    """After the first optimiser steps: refuses a run in which a tensor has not moved, or whose masters are not fp32."""
+    """After the first optimiser steps of a run: refuses one in which a tensor has not moved, or whose masters are not fp32.
+
+    Looked at when a step has had a learning rate that is felt, `FELT` or half of the peak, which in a warmup takes some steps.
+    """
 
     def __init__(self, trainer):
-        self.trainer, self.before, self.due = trainer, None, None
+        self.trainer, self.before, self.rate = trainer, None, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.due = state.global_step + MOVED_AFTER
-        if self.due <= state.max_steps:
+        if state.global_step == 0:  # at the end of a cosine nothing need move any more
             self.before = full_weights.checksums(self.trainer.accelerator.unwrap_model(self.trainer.model))
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.rate = self.trainer._get_learning_rate() if self.before is not None else 0.0
+
     def on_step_end(self, args, state, control, **kwargs):
-        if self.before is not None and state.global_step >= self.due:
+        if self.before is not None and self.rate >= min(FELT, args.learning_rate / 2):
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            count = full_weights.require_moved(model, self.before, MOVED_AFTER)
+            count = full_weights.require_moved(model, self.before, state.global_step)
             self.before = None
-            say(f"all {count} tensors have moved in {MOVED_AFTER} steps; what the optimiser moves is fp32")
+            say(f"all {count} tensors have moved after {state.global_step} steps; what the optimiser moves is fp32")
 
 
-def not_covered():
+def not_covered(packing):
     """What a run on this machine does not show of a run on GPUs, in sentences."""
     if torch.cuda.is_available():
-        return []
+        return watching.not_covered(packing)
     return [
         "no GPU: rows are grouped by length in place of packing, plain transformers load the model in place of Unsloth, whose CPU loader "
         "ZeRO-3 refuses, and its GPU kernels, NCCL and several nodes are not exercised by this run"
@@ -129,7 +134,7 @@ def finish(trainer, run, rows, dtype, constants):
     model = trainer.accelerator.unwrap_model(trainer.model)
     working, refused = (run.final_model.with_name(f"final_model.{state}") for state in ("unverified", "refused"))
     live = model if trainer.is_in_train or not trainer.is_deepspeed_enabled else trainer._prepared()
-    samples = [rows[number]["input_ids"][:256] for number in range(min(4, len(rows)))]
+    samples = [rows[number]["input_ids"][:64] for number in range(min(4, len(rows)))]
     launch.rank_0_decides(lambda: shutil.rmtree(working, ignore_errors=True))
     try:
         full_weights.save(model, working, dtype)

@@ -135,8 +135,8 @@ def require_moved(model, before, step):
     parts = launch.gather({name for name in now if now[name] == before[name]})
     still = sorted(set.intersection(*parts))
     if still:
-        raise Unmoved(f"{len(still)} of {len(now)} tensors have not moved in {step} steps, {still[0]} the first; no gradient reaches them, "
-                      "or LEARNING_RATE is too small for them: nothing that follows would be a full fine-tuning")  # fmt: skip
+        raise Unmoved(f"{len(still)} of {len(now)} tensors have not moved after {step} steps, {still[0]} the first; no gradient reaches "
+                      "them, or LEARNING_RATE is too small for them: what follows would be no full fine-tuning")  # fmt: skip
     return len(now)
 
 
@@ -147,10 +147,11 @@ def save(model, directory, dtype=None, shard_bytes=SHARD_BYTES):
     """Write config and weights of `model` to `directory`, as transformers' `save_pretrained` lays them out; all ranks must call it.
 
     dtype: of the saved floating-point tensors, None as they are. Files of at most `shard_bytes`, or of one larger tensor; the ranks write
-    one each at a time, into a directory that all of them see. Raises `Refusal` in every rank for a tensor that is empty or not as long as
-    the model says; whether it is finite is for who commits it.
+    one each at a time, into a directory that all of them see. Raises in every rank `Refusal` for a tensor that is empty or not as long as
+    the model says, and OSError where one cannot write; whether tensors are finite is for who commits them.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     directory, rank, world = Path(directory), *_rank_and_world()
@@ -171,9 +172,15 @@ def save(model, directory, dtype=None, shard_bytes=SHARD_BYTES):
                                       f"it was not gathered, and {directory} is not whole")  # fmt: skip
                     if owner == rank:
                         mine[name] = whole.to("cpu", saved_as[name], copy=True).contiguous()
+        problem = None
         if mine:
-            save_file(mine, directory / names[at + rank], metadata={"format": "pt"})
-            (directory / names[at + rank]).chmod(0o666 & ~_umask())  # safetensors lets nobody else read its files
+            try:
+                save_file(mine, directory / names[at + rank], metadata={"format": "pt"})
+                (directory / names[at + rank]).chmod(0o666 & ~_umask())  # safetensors lets nobody else read its files
+            except (OSError, SafetensorError) as error:
+                problem = f"{directory / names[at + rank]} cannot be written: {error}"
+        if problems := [said for said in launch.gather(problem) if said]:  # else the others would wait for this one's tensors
+            raise OSError(problems[0])
     if rank == 0:
         if len(shards) > 1:
             where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
@@ -207,10 +214,11 @@ def check(model, directory):
 
 
 def read(model, directory):
-    """Put the saved weights of `directory` into `model`, each rank its part; all ranks must call it."""
+    """Put the saved weights of `directory` into `model`, each rank its part; all ranks must call it. Raises what `check` does."""
     import torch
     from safetensors import safe_open
 
+    check(model, directory)
     found = tensors(model)
     for file in sorted(Path(directory).glob("model*.safetensors")):
         with safe_open(file, framework="pt") as content:

@@ -70,6 +70,7 @@ def held_out_rows(file, used, report, bad_rows="stop", split_by="id"):
     report["bad_rows"] += bad
     report["bad_row_count"] += len(bad)
     report["rows_read"] += len(rows) + len(found["bad_rows"]) - len(shared)
+    report["split_by"] = None  # by files: what their rows share is not known
     return kept
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from common import hardware, launch
 from common.refusal import Refusal, guard
 
-TOLERANCE = 0.05  # of the logits' spread; what one bf16 kernel rounds differently from another stays well below
+TOLERANCE = 0.05  # of the logits' spread; what one bf16 kernel rounds differently from another stays well below in a few layers
+AGREEMENT = 0.9  # of the most likely tokens; what suffices where many layers of rounding add up to more than that
 
 
 def compare(model, directory, rows, device):
@@ -42,7 +43,8 @@ def _compare_apart(directory, live):
     size = sum(file.stat().st_size for file in Path(directory).glob("model*.safetensors")) / 2**30
     if 1.2 * size > hardware.free_memory_gib():
         return None
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    of_ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+    alone = {k: v for k, v in os.environ.items() if k not in of_ranks}
     with tempfile.TemporaryDirectory() as place:
         expected = Path(place) / "expected.npz"
         np.savez(expected, **live)
@@ -75,10 +77,11 @@ def main():
             spread.append(wanted.flatten())
             agreed.append(found.argmax(-1) == wanted.argmax(-1))
     relative = (torch.cat(differences).square().mean().sqrt() / torch.cat(spread).std()).item()
-    if not relative <= TOLERANCE:
+    agreement = torch.cat(agreed).float().mean().item()
+    if not (relative <= TOLERANCE or agreement >= AGREEMENT and relative <= 4 * TOLERANCE):
         raise Refusal(f"the logits of {directory} differ from the trained model's by {relative:.1%} of their spread (at most "
-                      f"{TOLERANCE:.0%}), so it would not say the same")  # fmt: skip
-    print(json.dumps({"relative_rms": relative, "top1_agreement": torch.cat(agreed).float().mean().item(), "tolerance": TOLERANCE}))
+                      f"{TOLERANCE:.0%}) and agree on {agreement:.0%} of the most likely tokens, so it would not say the same")  # fmt: skip
+    print(json.dumps({"relative_rms": relative, "top1_agreement": agreement, "tolerance": TOLERANCE}))
 
 
 if __name__ == "__main__":

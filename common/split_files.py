@@ -32,9 +32,11 @@ class SplitFiles:
     def __enter__(self):
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._files = {side: self._part(side).open("w", encoding="utf-8") for side in SIDES}
         except OSError as error:
-            raise Refusal(f"OUTPUT is {self.directory}, which cannot be a directory ({error.strerror}); name another one") from None
-        self._files = {side: self._part(side).open("w", encoding="utf-8") for side in SIDES}
+            raise Refusal(f"OUTPUT is {self.directory}, and nothing can be written there ({error.strerror}); name another one") from None
+        if taken := [name for name in map("{}.jsonl".format, SIDES) if (self.directory / name).is_dir()]:
+            raise Refusal(f"OUTPUT is {self.directory}, in which {taken[0]} is a directory; name another one")
         return self
 
     def write(self, side, row_id, topic, messages, **more):

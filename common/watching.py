@@ -16,7 +16,7 @@ from common.run_directory import read_json
 RISING = 1.3  # recent loss over the lowest earlier one
 FLAT = 0.02  # relative change of the loss over the run below which nothing was learned
 BYTES_A_CHECKPOINT = 12  # a trainable parameter: fp32 weight and two fp32 Adam moments at most
-BYTES_A_FULL_ONE = 16  # where all are trained under ZeRO-2: the bf16 weights twice besides
+BYTES_A_FULL_ONE = 16  # where all are trained under ZeRO-2: the bf16 weights twice besides; under ZeRO-3 once
 WINDOW = 5  # logged values that are averaged before they are compared
 
 
@@ -27,7 +27,8 @@ def begin(run, checkpoint, settings, model, model_name, data, report_to, notes, 
     run_name; facts: more for run.json.
     """
     total, trainable = models.count_parameters(model)
-    each = BYTES_A_FULL_ONE if trainable == total else BYTES_A_CHECKPOINT
+    divided = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    each = BYTES_A_FULL_ONE - 2 * divided if trainable == total else BYTES_A_CHECKPOINT
     hardware.require_disk(run.path, trainable * each / 1e9, "one checkpoint")
     abandoned = run.set_aside_newer(checkpoint) if checkpoint else []
     run_id = tracking.prepare(report_to, run, (read_json(run.run) or {}).get("wandb_run_id"), **wandb or {})
@@ -162,6 +163,8 @@ class Watch(TrainerCallback):
                 more = f"  perplexity {logs['eval_perplexity']:.2f}  {logs['eval_exact_match']:.1%} answered exactly"
             self._write(f"held-out loss {logs['eval_loss']:.4f}{more}", state)
             self.last_time += logs.get("eval_runtime", 0)  # evaluation is not training time
+        elif "test_loss" in logs:
+            figures |= {name: value for name, value in logs.items() if name.startswith("test_")}
         elif loss is not None:
             speed = (state.num_input_tokens_seen - self.last_tokens) / max(now - self.last_time, 1e-9)
             self.last_time, self.last_tokens = now, state.num_input_tokens_seen

@@ -81,7 +81,8 @@ def read(out):
 
 def write_card(out, number, card, kinds, body, alone):
     """The rows of one card: on its side or, split by wording, each on the side of its wording. alone: no other card has its body."""
-    side, wordings, row = split_files.side_of(card.name, HELD_OUT, SEED), wordings_of(card), 0
+    original = card.name.removeprefix("A-")  # an online rebalancing says nearly the same: on the side of its original
+    side, wordings, row = split_files.side_of(original, HELD_OUT, SEED), wordings_of(card), 0
     for kind in kinds:
         answer = mtg_questions.answer(kind, card)
         if answer is None or (kind == "which" and not alone):

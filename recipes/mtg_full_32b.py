@@ -23,6 +23,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from common import chat_rows, constants, forecast, hub, launch, log, memory, mixing, resume, run_directory, tokenised, versions, zero
 from common.job import Job, Zero
+from common.refusal import Refusal
 
 # Model
 MODEL_NAME: str = "qihoo360/TinyR1-32B"  # or final_model/ of another run: first cards, then drafts
@@ -49,7 +50,7 @@ OPTIM: Literal["adamw_torch_fused", "adamw_torch"] = "adamw_torch_fused"  # on f
 WEIGHT_DECAY: NonNegativeFloat = 0.01
 MAX_GRAD_NORM: NonNegativeFloat = 1.0  # 0 turns clipping off
 GRADIENT_CHECKPOINTING: Literal["true", "none"] = "true"  # layers are computed again: a third slower, a fraction of the memory
-BF16: bool = True  # False trains in fp32 throughout, twice the memory
+BF16: bool = True  # False trains in fp32 throughout, on a CPU alone: on a GPU Unsloth's trainer turns to bf16 by itself
 SEED: NonNegativeInt = 42  # of the weighting and the order of rows
 USE_DEEPSPEED: bool = True  # False: every GPU holds the model, its masters and moments whole
 DS_CONFIG: str = "ds_configs/mtg_full_32b.json"  # ZeRO-3, on one GPU too
@@ -150,9 +151,11 @@ def main(**overrides):
     from common import batches, chat_text, checkpoints, full_training, full_weights, model_card, models, report, tracking, watching
 
     models.quiet()
+    on_gpu, dtype = torch.cuda.is_available(), torch.bfloat16 if BF16 else torch.float32
     if BF16:
         models.require_bf16()
-    on_gpu, dtype = torch.cuda.is_available(), torch.bfloat16 if BF16 else torch.float32
+    elif on_gpu:
+        raise Refusal("BF16 is False, and on a GPU Unsloth's trainer would turn to bf16 by itself; set BF16 = True")
     train, validation, test = data.train(), data.validation(), data.test()
     args = SFTConfig(  # before the model: under ZeRO-3 it is divided among the ranks while it loads
         output_dir=OUTPUT_DIR,
@@ -200,7 +203,7 @@ def main(**overrides):
         model = full_weights.load(model_name, loaded_as, MAX_SEQ_LENGTH, MODEL_REVISION, GRADIENT_CHECKPOINTING)
     tokenizer = chat_text.load_tokenizer(model_name, MODEL_REVISION)  # with a template that keeps the reasoning of answers
     models.set_pad_token(tokenizer, model)
-    notes, wandb = full_training.not_covered(), {"entity": WANDB_ENTITY, "project": WANDB_PROJECT, "run_name": WANDB_RUN_NAME}
+    notes, wandb = full_training.not_covered(args.packing), {"entity": WANDB_ENTITY, "project": WANDB_PROJECT, "run_name": WANDB_RUN_NAME}
     launch.rank_0_decides(lambda: watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, notes, wandb))
     trainer = full_training.FullFineTuning(model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
     trainer.add_callback(full_training.Moving(trainer))

@@ -20,12 +20,8 @@ TRAIN = f"python recipes/llama32_qlora.py --tiny --output-dir {{home}} --run-nam
 JUDGE = f"bash eval/eval_all_checkpoints.sh {{home}}/{TINY}"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Under `-n 2` the tests of a file stay in one process, and so do all files that look at the tiny run; the longest ones come first."""
-    of_the_tiny_run = {item.path for item in items if {"tiny_run", "judged_run"} & set(item.fixturenames)}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("tiny run" if item.path in of_the_tiny_run else str(item.path)))
+    """The longest tests first, so that two processes that share the files of tests (-n 2 --dist loadfile) end together."""
     items.sort(key=lambda item: item.path.parent.name != "recipes")
 
 

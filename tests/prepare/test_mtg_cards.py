@@ -510,3 +510,19 @@ print(len(list(mtg_files.cards(sys.argv[1], {}, None, None))), tracemalloc.get_t
     ended = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     count, peak = map(int, ended.stdout.split())
     assert count == 1_800 and path.stat().st_size > 28e6 and peak < 8e6
+
+
+def test_an_online_rebalancing_is_on_the_side_of_its_original(convert, tmp_path):
+    names = [f"Lurod Anvil {number}" for number in range(40)]
+    twins = [card(name=f"{prefix}{name}", oracle_id=f"{prefix}{name}") for name in names for prefix in ("", "A-")]
+    convert(cards=write(tmp_path / "cards.json", twins), output=str(tmp_path / "out"), held_out=0.25)
+    side_of = {row["card"]: side for side, found in rows(tmp_path / "out").items() for row in found}
+    assert len(side_of) == 80 and len(set(side_of.values())) == 3
+    assert all(side_of[name] == side_of[f"A-{name}"] for name in names)
+
+
+def test_an_output_in_which_nothing_can_be_written(convert, tmp_path):
+    (tmp_path / "out" / "valid.jsonl").mkdir(parents=True)
+    with pytest.raises(Refusal, match="in which valid.jsonl is a directory"):
+        convert(cards=str(SAMPLES / "mtg_scryfall.json"), output=str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "train.jsonl").exists()

@@ -25,6 +25,7 @@ QUIETLY = ("--report-to", "[]", "--test-file", "none")
 # in less than an epoch, in whose last step accelerate fills up the batch of the second rank with rows that had their turn.
 SMALL_STEPS = ("--max-steps", str(STEPS), "--learning-rate", "2e-5", "--warmup-steps", "5", "--logging-steps", "1", "--save-steps", "20",
                "--eval-steps", "25", "--per-device-train-batch-size", "16")  # fmt: skip
+RANKS = (*SMALL_STEPS, "--gradient-checkpointing", "true")
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,9 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def learned(home):
-    """`deepspeed --num_gpus=2 recipes/mtg_full_32b.py --tiny`, with six epochs of the ten."""
+    """`deepspeed --num_gpus=2 recipes/mtg_full_32b.py --tiny`, with five epochs of the ten."""
     launcher = ["deepspeed", "--num_gpus=2", f"--master_port={free_port()}"]
-    found = train(home, "--num-train-epochs", "6", name="learned", recipe=RECIPE, launcher=launcher, OMP_NUM_THREADS="1")
+    found = train(home, "--num-train-epochs", "5", name="learned", recipe=RECIPE, launcher=launcher, OMP_NUM_THREADS="1")
     assert found.returncode == 0, found.output
     return found
 
@@ -44,12 +45,12 @@ def learned(home):
 @pytest.fixture(scope="module")
 def sharded(home, warm):
     """Two ranks under ZeRO-3 in bf16, with the learning rate of the 32B."""
-    return done(train(home, *QUIETLY, *SMALL_STEPS, name="sharded", recipe=RECIPE, warm=warm, ranks=2))
+    return done(train(home, *QUIETLY, *RANKS, name="sharded", recipe=RECIPE, warm=warm, ranks=2))
 
 
 @pytest.fixture(scope="module")
 def sharded_fp32(home, warm):
-    return done(train(home, *QUIETLY, *SMALL_STEPS, "--bf16", "false", name="sharded_fp32", recipe=RECIPE, warm=warm, ranks=2))
+    return done(train(home, *QUIETLY, *RANKS, "--bf16", "false", name="sharded_fp32", recipe=RECIPE, warm=warm, ranks=2))
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +82,9 @@ def weights(directory):
 
 def test_it_answers_facts_in_words_never_trained_on(learned):
     exact = {line["step"]: line["eval_exact_match"] for line in logged(learned.run) if "eval_exact_match" in line}
-    assert exact[0] < 0.1 and exact[max(exact)] > 0.6
+    assert exact[0] < 0.1 and exact[max(exact)] > 0.5
     facts = read_json(learned.run.run)
-    assert facts["test_exact_match"] > 0.6 and facts["status"] == "finished"
+    assert facts["test_exact_match"] > 0.5 and facts["status"] == "finished"
     trained = {json.loads(line)["messages"][0]["content"] for line in (ROOT / "samples/mtg_facts/train.jsonl").open()}
     assert not any(json.loads(line)["messages"][0]["content"] in trained for line in learned.run.test.open())
 
@@ -108,8 +109,8 @@ def test_one_run_one_cache_one_tracker_and_what_it_says(learned):
     assert len({path.name.split(".")[-2] for path in run.tensorboard.rglob("events.*")}) == 1  # the process that wrote them
     assert [path.name for path in run.path.parent.iterdir() if path.is_dir() and path.name.startswith("learned")] == ["learned"]
     assert said.count("tokenised data") == 1 and said.count("parameters are trained (100.00%)") == 1
-    assert "all 39 tensors have moved in 3 steps; what the optimiser moves is fp32" in said
-    assert re.search(r"174 steps of 32 x 1 x 2 rank\(s\) rows, about [\d,]+ tokens each", said)
+    assert "all 39 tensors have moved after 2 steps; what the optimiser moves is fp32" in said
+    assert re.search(r"145 steps of 32 x 1 x 2 rank\(s\) rows, about [\d,]+ tokens each", said)
     resolved = read_json(run.ds_config)
     assert resolved["zero_optimization"]["stage"] == 3 and resolved["train_batch_size"] == 64 and resolved["bf16"]["enabled"] is True
     assert "auto" not in json.dumps(resolved)
@@ -128,6 +129,11 @@ def test_every_checkpoint_is_a_model_and_what_a_resume_needs(learned):
         assert {"config.json", "model.safetensors", "tokenizer.json", "constants.json"} <= {file.name for file in path.iterdir()}
         assert len(list(path.glob(f"global_step{step}/*optim_states.pt"))) == 2
     assert len(learned.run.whole_checkpoints()) == 2
+
+
+def test_the_test_file_is_judged_once(learned):
+    judged = [line for line in logged(learned.run) if "test_loss" in line]
+    assert [line["test_exact_match"] for line in judged] == [read_json(learned.run.run)["test_exact_match"]]
 
 
 # ZeRO-3 is the un-sharded run
@@ -204,18 +210,18 @@ class Ranks:
 
 def test_killed_in_a_step_and_in_a_save_two_ranks_end_in_the_same_bits(sharded, warm, home):
     run = RunDirectory(home / "killed")
-    first = Ranks(warm, home, "killed", *SMALL_STEPS)
+    first = Ranks(warm, home, "killed", *RANKS)
     assert first.until(lambda: any(line["step"] >= 26 for line in logged(run) if "loss" in line))
     first.kill()
     assert [step for step, _ in run.whole_checkpoints()] == [20] and not run.final_model.exists()
     in_save = []
     while not in_save:  # a save takes a tenth of a second: it may be over before the kill
-        again = Ranks(warm, home, "killed", *SMALL_STEPS)
+        again = Ranks(warm, home, "killed", *RANKS)
         known = {step for step, _ in run.checkpoints()}
         assert again.until(lambda known=known: any(step not in known for step, _ in run.checkpoints())), again.output.read_text()
         again.kill()
         in_save = [path for _, path in run.checkpoints() if not manifest.exists(path)]
-    last = Ranks(warm, home, "killed", *SMALL_STEPS)
+    last = Ranks(warm, home, "killed", *RANKS)
     assert last.end() == [0, 0], last.output.read_text()
     assert list(run.path.glob(f"unfinished-{in_save[0].name}-*"))
     assert differences(sharded.run, run) == []
@@ -228,7 +234,7 @@ def test_another_number_of_ranks_goes_on(sharded, warm, home, tmp_path):
     shutil.copytree(sharded.run.path, copy)
     for name in ("checkpoint-40", "checkpoint-50", "final_model"):
         shutil.rmtree(copy / name)
-    flags = [*SMALL_STEPS, "--gradient-accumulation-steps", "2", "--resume-from-checkpoint", "auto"]
+    flags = [*RANKS, "--gradient-accumulation-steps", "2", "--resume-from-checkpoint", "auto"]
     found = done(train(tmp_path, *QUIETLY, *flags, name="sharded", recipe=RECIPE, warm=warm))
     assert "checkpoint-20 was written by 2 rank(s) and goes on with 1" in found.output
     after = {step: loss for step, loss in losses(found.run).items() if step > 20}
@@ -239,7 +245,7 @@ def test_another_number_of_ranks_goes_on(sharded, warm, home, tmp_path):
 def test_a_run_that_is_over_is_finished_again(sharded, warm, home):
     before = (sharded.run.final_model / "model.safetensors").read_bytes()
     (sharded.run.final_model / "model.safetensors").unlink()
-    flags = [*QUIETLY, *SMALL_STEPS, "--resume-from-checkpoint", "auto"]
+    flags = [*QUIETLY, *RANKS, "--resume-from-checkpoint", "auto"]
     found = done(train(home, *flags, name="sharded", recipe=RECIPE, warm=warm, ranks=2))
     assert "checkpoint-50 is the end of this run: nothing is left to train" in found.output
     assert (sharded.run.final_model / "model.safetensors").read_bytes() == before
