@@ -473,7 +473,7 @@ def test_the_command_refuses_in_a_sentence_and_leaves_what_was_there(tmp_path):
         (["--wordings-per-kind", "9"], "WORDINGS_PER_KIND is"),
         (["--held-out", "0.5"], "HELD_OUT is"),
         (["--kinds", "rulings"], "gives no row of rulings .*cards without rulings"),
-        (["--output", "a_file/x"], "OUTPUT is a_file/x, which cannot be a directory"),
+        (["--output", "a_file/x"], "OUTPUT is a_file/x, and nothing can be written there"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value[:1])),
 )
