@@ -86,16 +86,19 @@ class FullFineTuning(SFTTrainer):
         return found
 
 
-class Moving(TrainerCallback):
-    """After the first optimiser steps of a run: refuses one in which a tensor has not moved, or whose masters are not fp32.
+class Beginning(TrainerCallback):
+    """At the beginning: writes what DeepSpeed was told to the `run`'s ds_config.json, and refuses a training in which a tensor does not
+    move, or whose masters are not fp32.
 
-    Looked at when a step has had a learning rate that is felt, `FELT` or half of the peak, which in a warmup takes some steps.
+    That is looked at when a step has had a learning rate that is felt, `FELT` or half of the peak, which in a warmup takes some steps.
     """
 
-    def __init__(self, trainer):
-        self.trainer, self.before, self.rate = trainer, None, 0.0
+    def __init__(self, trainer, run):
+        self.trainer, self.run, self.before, self.rate = trainer, run, None, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if args.deepspeed and is_rank_0():
+            write_json(self.run.ds_config, resolved_ds_config(self.trainer))
         if state.global_step == 0:  # at the end of a cosine nothing need move any more
             self.before = full_weights.checksums(self.trainer.accelerator.unwrap_model(self.trainer.model))
 
@@ -121,9 +124,9 @@ def not_covered(packing):
 
 
 def resolved_ds_config(trainer):
-    """The ZeRO JSON with every "auto" decided, as the engine got it; None without DeepSpeed. Tensors and callables are left out."""
-    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
-    return plugin and {key: value for key, value in plugin.deepspeed_config.items() if key != "checkpoint"}
+    """The ZeRO JSON with every "auto" decided, as the engine has it."""
+    config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+    return {key: value for key, value in config.items() if key != "checkpoint"}  # what a resume put there
 
 
 def finish(trainer, run, rows, dtype, constants):

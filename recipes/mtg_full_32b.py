@@ -21,7 +21,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common import chat_rows, constants, forecast, hub, launch, log, memory, mixing, resume, run_directory, tokenised, versions, zero
+from common import chat_rows, constants, forecast, hub, launch, log, memory, mixing, resume, tokenised, versions, zero
 from common.job import Job, Zero
 from common.refusal import Refusal
 
@@ -206,7 +206,7 @@ def main(**overrides):
     notes, wandb = full_training.not_covered(args.packing), {"entity": WANDB_ENTITY, "project": WANDB_PROJECT, "run_name": WANDB_RUN_NAME}
     launch.rank_0_decides(lambda: watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, notes, wandb))
     trainer = full_training.FullFineTuning(model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
-    trainer.add_callback(full_training.Moving(trainer))
+    trainer.add_callback(full_training.Beginning(trainer, run))
     watching.attach(trainer, run, larger="LEARNING_RATE")
     micro_batch = resume.micro_batch(checkpoint, PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size)
     kept = checkpoints.Checkpoints(trainer, run, settings.values, data.key, micro_batch, SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)
@@ -214,8 +214,6 @@ def main(**overrides):
         batches.shuffle(trainer, len(trainer.train_dataset), SEED)
     else:
         batches.group_by_length(trainer, train["length"], micro_batch, SEED)
-    if log.is_rank_0() and USE_DEEPSPEED:
-        run_directory.write_json(run.ds_config, full_training.resolved_ds_config(trainer))
     steps = watching.announce(trainer, run, data.statistics, WARMUP_STEPS)
     with kept.secured():  # whatever happens from here on, what is committed gets to the store
         with run.recording(log.warnings, active=log.is_rank_0()):

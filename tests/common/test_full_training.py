@@ -14,7 +14,8 @@ def training():
     """A model of two matrices, the callback, and a function that takes a step of a learning rate, moving the first of them or both."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3, bias=False))
     trainer = SimpleNamespace(model=model, accelerator=SimpleNamespace(unwrap_model=lambda model: model), _get_learning_rate=lambda: 0.0)
-    moving, args, state = full_training.Moving(trainer), SimpleNamespace(learning_rate=2e-5), TrainerState(max_steps=600)
+    moving, args = full_training.Beginning(trainer, None), SimpleNamespace(learning_rate=2e-5, deepspeed=None)
+    state = TrainerState(max_steps=600)
 
     def step(rate, both=True):
         trainer._get_learning_rate = lambda: rate
