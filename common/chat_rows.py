@@ -173,6 +173,10 @@ def check(messages):
             raise BadRow(f"message {place} has the role {role!r}; known are {', '.join(ROLES)}")
         if not isinstance(content, str) or not content.strip():
             raise BadRow(f"message {place} ({role}) has empty content")
+        if role == "assistant" and content.lstrip().startswith("<think>") and "</think>" not in content:
+            raise BadRow(f"message {place} begins with <think> and never closes it, so it may have been cut off before its answer")
+        if role == "assistant" and content.rstrip().endswith("</think>"):
+            raise BadRow(f"message {place} ends with </think>: it has reasoning and no answer")
         if role == "system" and place > 1:
             raise BadRow(f"message {place} is a system message; only the first may be")
         plain.append({"role": role, "content": content})

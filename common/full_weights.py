@@ -23,6 +23,7 @@ def load(name, dtype, max_seq_length, revision=None, gradient_checkpointing="tru
     On a GPU Unsloth loads it. Its CPU loader sets a device map, which ZeRO-3 refuses, so there plain transformers do.
     """
     import torch
+    from pydantic import ValidationError
     from transformers import AutoModelForCausalLM
     from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -40,6 +41,10 @@ def load(name, dtype, max_seq_length, revision=None, gradient_checkpointing="tru
             )  # fmt: skip
         else:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision, use_safetensors=True)
+    except ValidationError as error:  # DeepSpeed's, whose config is first read here
+        wrong = error.errors()[0]
+        raise Refusal(f"DS_CONFIG: DeepSpeed does not take {'.'.join(map(str, wrong['loc']))} = {wrong['input']!r} ({wrong['msg']}); "
+                      "its documentation lists what it takes") from None  # fmt: skip
     except OSError as error:
         raise Refusal(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from None
     keep_positions_in_fp32(model)

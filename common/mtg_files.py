@@ -96,6 +96,8 @@ def rulings_of(path, bad):
     """{oracle id: {(date, text)}} of Scryfall's rulings; bad and errors as in `cards`."""
     found = {}
     for where, entry in entries(path, "ruling", "wanted are Scryfall's rulings (an array, or JSON lines)"):
+        if isinstance(entry, dict) and "type_line" in entry:
+            raise Refusal(f"RULINGS is {path}, which holds cards; name Scryfall's rulings file, or leave RULINGS out")
         try:
             oracle_id, ruling = string(entry, "oracle_id"), (string(entry, "published_at"), string(entry, "comment"))
             if not oracle_id or not ruling[1]:

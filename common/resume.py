@@ -256,7 +256,7 @@ def changed_constants(checkpoint, constants, data_key, world_size, sharded, pack
             f"{constants[accumulation]} on {world_size}: a step would have other rows; {fits}, or start a new run"
         )
     sentences = [
-        f"{n} was {old!r} and is {new!r} from here on; {_what_depends_on(n)}"
+        f"{n} was {old!r} and is {new!r} from here on; {_what_depends_on(n, constants.get('LOAD_BEST_MODEL_AT_END', False))}"
         for n, (old, new) in changed.items()
         if n not in ("RESUME_FROM_CHECKPOINT", "RUN_NAME", accumulation)
     ]
@@ -271,8 +271,9 @@ def changed_constants(checkpoint, constants, data_key, world_size, sharded, pack
     return sentences
 
 
-def _what_depends_on(name):
-    if name in HARMLESS:
+def _what_depends_on(name, choosing):
+    """choosing: whether the final model is the best checkpoint of several."""
+    if name in HARMLESS or (name in CHOOSING and not choosing and name != "LOAD_BEST_MODEL_AT_END"):
         return "no weight depends on it"
     if name in CHOOSING:
         return "no step's weights depend on it, but which step becomes the final model may"

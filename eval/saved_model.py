@@ -63,6 +63,8 @@ def describe(path, name):
         raise Refusal(f"{path} does not exist; name a directory such as outputs/<run>/checkpoint-N or outputs/<run>/final_model")
     if not path.is_dir():
         raise Refusal(f"{path} is a file; a checkpoint is a directory with adapter_config.json or config.json in it")
+    if path.name.startswith(("unfinished-", "damaged-", "not-finite-")):
+        raise Refusal(f"{path} was set aside because it is not as it was to be written, which its name says; judge a checkpoint-N")
     kinds = {"adapter": ("adapter_config.json", "adapter_model.safetensors"), "full": ("config.json", "model*.safetensors")}
     for kind, (config, weights) in kinds.items():
         if (path / config).is_file():

@@ -96,6 +96,8 @@ def test_extra_keys_of_a_message_are_left_out():
         ({"messages": [{"role": "user", "content": ""}, GOOD[1]]}, "message 1 (user) has empty content"),
         ({"messages": [GOOD[0], {"role": "assistant", "content": " \n"}]}, "message 2 (assistant) has empty content"),
         ({"messages": [GOOD[0], {"role": "assistant"}]}, "message 2 (assistant) has empty content"),
+        ({"question": "Why?", "answer": "<think>\nIt is"}, "message 2 begins with <think> and never closes it"),
+        ({"question": "Why?", "answer": "<think>\nIt is so.\n</think>\n"}, "message 2 ends with </think>: it has reasoning and no answer"),
         ({"messages": [GOOD[0], {"role": "assistant", "content": 3}]}, "message 2 (assistant) has empty content"),
         ({"messages": [GOOD[0]]}, "ends with a user turn"),
         ({"messages": [*GOOD, GOOD[0]]}, "ends with a user turn"),

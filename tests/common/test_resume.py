@@ -422,10 +422,12 @@ def test_a_resume_with_another_split_or_shape_is_refused(tmp_path, name, old, ne
 
 def test_a_resume_says_which_constants_changed_and_which_matter(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "checkpoint-8", {"SAVE_STEPS": 48, "RESUME_FROM_CHECKPOINT": None})
-    assert changed(checkpoint, MAX_GRAD_NORM=0.3, RUN_NAME="b", SAVE_STEPS=24, RESUME_FROM_CHECKPOINT="auto") == [
+    again = {"RUN_NAME": "b", "RESUME_FROM_CHECKPOINT": "auto", "SAVE_STEPS": 24}
+    assert changed(checkpoint, MAX_GRAD_NORM=0.3, LOAD_BEST_MODEL_AT_END=True, **again) == [
         "MAX_GRAD_NORM was 1.0 and is 0.3 from here on; the weights will not be those of a run without this change",
         "SAVE_STEPS was 48 and is 24 from here on; no step's weights depend on it, but which step becomes the final model may",
     ]
+    assert changed(checkpoint, **again) == ["SAVE_STEPS was 48 and is 24 from here on; no weight depends on it"]  # the last one is the model
     assert changed(write_checkpoint(tmp_path / "checkpoint-9", {"OUTPUT_DIR": "a"}), OUTPUT_DIR="b") == [
         "OUTPUT_DIR was 'a' and is 'b' from here on; no weight depends on it"
     ]

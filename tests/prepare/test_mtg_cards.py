@@ -467,7 +467,7 @@ def test_the_command_refuses_in_a_sentence_and_leaves_what_was_there(tmp_path):
         (["--cards", "nowhere.json"], "nowhere.json cannot be read .No such file or directory."),
         (["--cards", "."], "cannot be read .Is a directory."),
         (["--rulings", "nowhere.json"], "nowhere.json cannot be read"),
-        (["--rulings", SAMPLES / "mtg_scryfall.json"], "ruling 1 of .* has no oracle_id or no comment, so it is no ruling"),
+        (["--rulings", SAMPLES / "mtg_scryfall.json"], "RULINGS is .*, which holds cards; name Scryfall's rulings file"),
         (["--kinds", "cost,colour"], "KINDS is .'cost', 'colour'.*'describe'"),
         (["--split-by", "set"], "SPLIT_BY is 'set'; it must be one of 'card', 'wording'"),
         (["--wordings-per-kind", "9"], "WORDINGS_PER_KIND is"),

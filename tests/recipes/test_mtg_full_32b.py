@@ -302,11 +302,12 @@ def test_the_docstring_has_the_figures_of_the_plan(tmp_path):
     expected = [memory["total"] / 2**30, memory["capacity"] / 2**30]
     expected += [parts[name] for name in ("weights", "gradients", "optimiser states", "activations", "logits and loss", "ZeRO buffers")]
     assert [float(figure) for figure in named] == [round(figure, 1) for figure in expected]
-    speed, hours, one, kept = re.search(
-        r"At 40 % MFU they train ([\d,]+) tokens a second: 1\.41 B tokens x 3 epochs in (\d+) hours\. A checkpoint takes (\d+) GB; three "
-        r"are kept while a fourth is written: ([\d.]+) TB", text,
+    speed, hours, planned, one, kept = re.search(
+        r"At 40 % MFU they train ([\d,]+) tokens a second: 1\.41 B tokens x 3 epochs in (\d+) hours; --plan, which is more careful, says "
+        r"(\d+)\. A checkpoint takes (\d+) GB; three are kept while a fourth is written: ([\d.]+) TB", text,
     ).groups()  # fmt: skip
     found = compute.tokens_per_second(dimensions.read("qihoo360/TinyR1-32B"), 2048, 0.4, accelerators.parse("8xH200")[1].peak_tflops, 8)
+    assert planned == f"{plan['time']['hours']:.0f}"
     assert speed == f"{found:,.0f}" and hours == f"{3 * 1.41e9 / found / 3600:.0f}"
     assert one == f"{plan['disk_bytes']['checkpoints'] / 4 / 1e9:.0f}" and kept == f"{plan['disk_bytes']['checkpoints'] / 1e12:.1f}"
     assert plan["job"]["zero"]["stage"] == 3 and plan["parameters"]["trainable"] == plan["parameters"]["total"] == 32_763_876_352
@@ -377,6 +378,8 @@ def test_a_gpu_too_small_says_how_many_of_which(main, one_gpu, rows, tmp_path, m
         ({"bf16": {"enabled": False}}, "bf16.enabled = False, the constants say True"),
         ({"gradient_clipping": 0.5}, "gradient_clipping = 0.5, the constants say 1.0"),
         ({"scheduler": {"type": "WarmupLR"}}, 'has its own "scheduler"'),
+        ({"train_batch_size": 77}, "train_batch_size = 77, the constants say 32"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled = True, the constants say False"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage = 4; it must be 0, 1, 2 or 3"),
     ],
 )
@@ -403,3 +406,12 @@ def test_files_that_are_not_there_are_named_with_their_constant(main, rows, tmp_
     assert "TRAIN_FILES must name" in refused(main, tiny=True, train_files={"splits_full/nothing.jsonl": 1.0})
     assert "VALIDATION_FILE must name JSONL" in refused(main, tiny=True, validation_file="splits_full/nothing.jsonl", **files)
     assert "TEST_FILE must name JSONL" in refused(main, tiny=True, validation_file=None, test_file="splits_full/nothing.jsonl", **files)
+
+
+def test_a_key_that_deepspeed_does_not_know(warm, tmp_path):
+    config = read_json(ROOT / "ds_configs" / "mtg_full_32b.json")
+    config["zero_optimization"]["redce_bucket_size"] = 1
+    (tmp_path / "zero.json").write_text(json.dumps(config))
+    found = train(tmp_path, *QUIETLY, "--ds-config", str(tmp_path / "zero.json"), name="typo", recipe=RECIPE, warm=warm)
+    assert found.returncode == 2 and "DS_CONFIG: DeepSpeed does not take redce_bucket_size = 1 (Extra inputs" in found.output
+    assert "Traceback" not in found.output
