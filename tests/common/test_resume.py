@@ -427,7 +427,7 @@ def test_a_resume_says_which_constants_changed_and_which_matter(tmp_path):
         "MAX_GRAD_NORM was 1.0 and is 0.3 from here on; the weights will not be those of a run without this change",
         "SAVE_STEPS was 48 and is 24 from here on; no step's weights depend on it, but which step becomes the final model may",
     ]
-    assert changed(checkpoint, **again) == ["SAVE_STEPS was 48 and is 24 from here on; no weight depends on it"]  # the last one is the model
+    assert changed(checkpoint, **again) == ["SAVE_STEPS was 48 and is 24 from here on; no weight depends on it"]  # the end counts
     assert changed(write_checkpoint(tmp_path / "checkpoint-9", {"OUTPUT_DIR": "a"}), OUTPUT_DIR="b") == [
         "OUTPUT_DIR was 'a' and is 'b' from here on; no weight depends on it"
     ]
