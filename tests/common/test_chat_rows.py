@@ -248,7 +248,7 @@ def test_missing_empty_and_blank_files(write, tmp_path):
         ("rows.jsonl", "\ufeff " + json.dumps([{"messages": GOOD}], indent=1), "is one JSON array"),
         ("rows.jsonl", json.dumps([{"messages": GOOD}] * 2000), "is one JSON array"),
         ("rows.jsonl", "[" * 100_000 + "\n[", "is one JSON array"),
-        ("rows.jsonl.gz", gzip.compress(b"{}\n"), "is compressed with gzip"),
+        ("rows.jsonl.gz", gzip.compress(b"{}\n", mtime=0), "is compressed with gzip"),
         ("rows.CSV", "question,answer\nWhy?,So.\n", "is a CSV table"),
     ],
 )
