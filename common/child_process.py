@@ -4,7 +4,10 @@ Unsloth must be imported before transformers. Tokenising and building the embedd
 so they run in a forked child of the still light parent.
 """
 
+import json
 import multiprocessing
+import os
+import subprocess
 import sys
 import traceback
 
@@ -34,6 +37,23 @@ def run(function, *arguments):
     if kind == "error":
         raise RuntimeError(f"{function.__name__} failed in its own process (exit code {child.exitcode}):\n{value}")
     return value
+
+
+OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def run_module(module, *arguments, without=(), **environment):
+    """What `python -m module …` prints last, as JSON, in a fresh process that is no rank; its `Refusal` comes back.
+
+    without: further environment variables that it does not get. Raises RuntimeError with the end of its stderr when it failed otherwise.
+    """
+    alone = {k: v for k, v in os.environ.items() if k not in (*OF_RANKS, *without)} | environment
+    done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], env=alone, capture_output=True, text=True)
+    if done.returncode == 2:
+        raise Refusal(done.stderr.rsplit("error: ", 1)[-1].strip())
+    if done.returncode:
+        raise RuntimeError(f"{module} {arguments[0]} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _call(sender, function, arguments):

@@ -175,10 +175,6 @@ def test(trainer, rows):
         return {}
     found = trainer.evaluate(rows, metric_key_prefix="test")
     if is_rank_0():
-        say(f"test file: {words(found, 'test')} on {len(rows):,} rows")
+        say(f"test file: loss {found['test_loss']:.4f}, perplexity {found['test_perplexity']:.2f}, {found['test_exact_match']:.1%} exact "
+            f"on {len(rows):,} rows")  # fmt: skip
     return {name: value for name, value in found.items() if not name.endswith("runtime")}
-
-
-def words(metrics, name):
-    """Loss, perplexity and exact answers of `evaluate`, in words."""
-    return f"loss {metrics[f'{name}_loss']:.4f}, perplexity {metrics[f'{name}_perplexity']:.2f}, {metrics[f'{name}_exact_match']:.1%} exact"

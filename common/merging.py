@@ -9,12 +9,10 @@ a process of its own (`merge_apart`): Unsloth has changed the model classes of t
 import gc
 import itertools
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
-from common import chat_text, hardware
+from common import chat_text, child_process, hardware
 from common.refusal import Refusal, guard
 
 TOLERANCE = 0.05  # of the logits' spread; bf16 rounding of the merged weights stays well below
@@ -31,14 +29,7 @@ def merge_apart(adapter, merged, held_out, base_gib=None):
         hardware.require_disk(Path(merged).parent, base_gib * 2**30 / 1e9, "the merged model in 16 bit")
     free = max((gpu.free_gib for gpu in hardware.gpus()), default=0)
     device = "cuda" if base_gib and free > 2 * base_gib + 2 else "cpu"
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    command = [sys.executable, "-m", "common.merging", str(adapter), str(merged), str(held_out or ""), device]
-    done = subprocess.run(command, env=alone, capture_output=True, text=True)
-    if done.returncode == 2:
-        raise Refusal(done.stderr.rsplit("error: ", 1)[-1].strip())
-    if done.returncode:
-        raise RuntimeError(f"merging ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return child_process.run_module("common.merging", adapter, merged, held_out or "", device)
 
 
 def merge(adapter, merged, prompts, device="cpu"):
@@ -75,9 +66,7 @@ def merge(adapter, merged, prompts, device="cpu"):
     del base, model, merged_model
     gc.collect()
     found = _logits(load(working), tokenizer, prompts)
-    difference = torch.cat([(a - b).flatten() for a, b in zip(expected, found, strict=True)])
-    relative = (difference.square().mean().sqrt() / torch.cat([a.flatten() for a in expected]).std()).item()
-    agreement = torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in zip(expected, found, strict=True)]).float().mean().item()
+    relative, agreement = difference(expected, found)
     figures = {"relative_rms": relative, "top1_agreement": agreement, "tolerance": TOLERANCE}
     if not relative <= TOLERANCE:
         refused = merged.with_name(f"{merged.name}.refused")
@@ -88,6 +77,18 @@ def merge(adapter, merged, prompts, device="cpu"):
         )
     _replace(working, merged)
     return figures
+
+
+def difference(expected, found):
+    """(root mean square of the logits' difference over the spread of the expected ones, share of equal most likely tokens).
+
+    Both are lists of float32 [tokens, vocabulary].
+    """
+    import torch
+
+    pairs = list(zip(expected, found, strict=True))
+    apart = torch.cat([(a - b).flatten() for a, b in pairs]).square().mean().sqrt() / torch.cat([a.flatten() for a in expected]).std()
+    return apart.item(), torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in pairs]).float().mean().item()
 
 
 def _replace(source, target):

@@ -45,33 +45,36 @@ def split(rows, held_out, seed, report=None):
     return [row for row in rows if id(row) not in held], *sides
 
 
-def held_out_rows(file, used, report, bad_rows="stop", split_by="id"):
-    """The rows of a file that is held out, without those that `used` ([(what, rows), …]) has word for word.
+def seen_as(what, rows):
+    """{digest of a row's messages: (what, row)}, for `held_out_rows`. what: "training", for example."""
+    return {_words(row): (what, row) for row in rows}
+
+
+def held_out_rows(what, file, seen, report, bad_rows="stop"):
+    """The rows of a file that is held out, without those that `seen` (from `seen_as`) has word for word; they are seen from now on.
 
     Raises `Refusal` that names the first shared ones; with bad_rows "skip" they are left out, as other bad rows, in `report`.
     """
-    rows, found = chat_rows.read([file], bad_rows, split_by)
-    places = {_words(row): (what, row) for what, others in used for row in others}
-    shared, bad = [], found["bad_rows"]
-    for row in rows:
-        if _words(row) in places:
-            what, other = places[_words(row)]
-            shared.append(row)
-            raw = json.dumps({"id": row.id, "messages": row.messages}, ensure_ascii=False)
-            reason = f"it is in the {what} rows too, {other.file} line {other.line}"
-            bad.append({"file": row.file, "line": row.line, "reason": reason, "raw": raw})
+    rows, found = chat_rows.read([file], bad_rows)
+    digests, bad = [_words(row) for row in rows], found["bad_rows"]
+    kept = {digest: row for digest, row in zip(digests, rows, strict=True) if digest not in seen}
+    shared = [(row, *seen[digest]) for digest, row in zip(digests, rows, strict=True) if digest in seen]
+    for row, others, other in shared:
+        raw = json.dumps({"id": row.id, "messages": row.messages}, ensure_ascii=False)
+        reason = f"it is in the {others} rows too, {other.file} line {other.line}"
+        bad.append({"file": row.file, "line": row.line, "reason": reason, "raw": raw})
     if shared and bad_rows == "stop":
         named = "; ".join(f"line {b['line']}: {b['reason']}" for b in bad[:3])
         raise Refusal(f"{file} shares {len(shared):,} of its {len(rows):,} rows with those it is to judge ({named}), so its loss would say "
                       'how well they are remembered. Take them out of one of the two, or set BAD_ROWS = "skip" to leave them out here')
-    kept = [row for row in rows if _words(row) not in places]
     if not kept:
         raise Refusal(f"{file} has no row that is not in the other files too; name a file of rows that are held out")
+    seen |= {digest: (what, row) for digest, row in kept.items()}
     report["bad_rows"] += bad
     report["bad_row_count"] += len(bad)
-    report["rows_read"] += len(rows) + len(found["bad_rows"]) - len(shared)
+    report["rows_read"] += found["rows_read"]
     report["split_by"] = None  # by files: what their rows share is not known
-    return kept
+    return [row for digest, row in zip(digests, rows, strict=True) if digest in kept]
 
 
 def weigh(rows, weights, seed):

@@ -5,13 +5,11 @@
 
 import itertools
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from common import hardware, launch
+from common import child_process, hardware, launch, merging
 from common.refusal import Refusal, guard
 
 TOLERANCE = 0.05  # of the logits' spread; what one bf16 kernel rounds differently from another stays well below in a few layers
@@ -43,18 +41,11 @@ def _compare_apart(directory, live):
     size = sum(file.stat().st_size for file in Path(directory).glob("model*.safetensors")) / 2**30
     if 1.2 * size > hardware.free_memory_gib():
         return None
-    of_ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
-    alone = {k: v for k, v in os.environ.items() if k not in of_ranks}
     with tempfile.TemporaryDirectory() as place:
         expected = Path(place) / "expected.npz"
         np.savez(expected, **live)
-        command = [sys.executable, "-m", "common.saved_logits", str(directory), str(expected)]
-        done = subprocess.run(command, env=alone | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
-    if done.returncode == 2:
-        raise Refusal(done.stderr.rsplit("error: ", 1)[-1].strip())
-    if done.returncode:
-        raise RuntimeError(f"loading {directory} ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        threads = ("OMP_NUM_THREADS",)  # launchers set it to one for each of many ranks
+        return child_process.run_module("common.saved_logits", directory, expected, without=threads, CUDA_VISIBLE_DEVICES="")
 
 
 def main():
@@ -68,16 +59,12 @@ def main():
     model, report = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", use_safetensors=True, output_loading_info=True)
     if report["missing_keys"]:
         raise Refusal(f"{directory} lacks {len(report['missing_keys'])} tensors of its config, the first {min(report['missing_keys'])}")
-    differences, spread, agreed = [], [], []
+    wanted, found = [], []
     with np.load(expected, allow_pickle=False) as live, torch.inference_mode():
         for number in itertools.takewhile(lambda n: f"ids_{n}" in live, itertools.count()):
-            wanted = torch.from_numpy(live[f"logits_{number}"])
-            found = model(input_ids=torch.from_numpy(live[f"ids_{number}"])[None]).logits[0].float()
-            differences.append((found - wanted).flatten())
-            spread.append(wanted.flatten())
-            agreed.append(found.argmax(-1) == wanted.argmax(-1))
-    relative = (torch.cat(differences).square().mean().sqrt() / torch.cat(spread).std()).item()
-    agreement = torch.cat(agreed).float().mean().item()
+            wanted.append(torch.from_numpy(live[f"logits_{number}"]))
+            found.append(model(input_ids=torch.from_numpy(live[f"ids_{number}"])[None]).logits[0].float())
+    relative, agreement = merging.difference(wanted, found)
     if not (relative <= TOLERANCE or agreement >= AGREEMENT and relative <= 4 * TOLERANCE):
         raise Refusal(f"the logits of {directory} differ from the trained model's by {relative:.1%} of their spread (at most "
                       f"{TOLERANCE:.0%}) and agree on {agreement:.0%} of the most likely tokens, so it would not say the same")  # fmt: skip

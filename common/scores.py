@@ -56,8 +56,8 @@ def _f1(matches, wanted, given):
     return float(fmeasure(matches / max(given, 1), matches / max(wanted, 1)))
 
 
-# Digits that belong to a word ("H0", "p50") are no number; a sign is one only at the start of a word: "10-20" is 10 and 20.
 SHORT = 8  # words
+# Digits that belong to a word ("H0", "p50") are no number; a sign is one only at the start of a word: "10-20" is 10 and 20.
 _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.])"
     r"(?:(?<![^\s(\[=:<>])[-+])?"

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common import hardware, json_object, manifest
+from common import child_process, hardware, json_object, manifest
 from common.job import Zero
 from common.refusal import Refusal
 
@@ -144,7 +144,7 @@ def regroup(checkpoint, world_size):
         *(sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", states, "--output_folder", f"{states}_universal"),
         *("--inject_missing_state", "--num_extract_workers", "1", "--num_merge_workers", "1"),
     ]
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    alone = {k: v for k, v in os.environ.items() if k not in child_process.OF_RANKS}
     done = subprocess.run([str(part) for part in command], env=alone, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"regrouping {checkpoint} ended with {done.returncode}:\n{done.stderr[-4000:]}")

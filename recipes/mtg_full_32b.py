@@ -98,9 +98,9 @@ def main(**overrides):
 
     def prepare(directory):  # runs once, in a process of its own, before any rank starts; later runs find the cache
         rows, report = chat_rows.read(TRAIN_FILES, bad_rows=BAD_ROWS)
-        validation = mixing.held_out_rows(VALIDATION_FILE, [("training", rows)], report, BAD_ROWS) if VALIDATION_FILE else []
-        others = [("training", rows), ("validation", validation)]
-        test = mixing.held_out_rows(TEST_FILE, others, report, BAD_ROWS) if TEST_FILE else []
+        seen = mixing.seen_as("training", rows)
+        validation = mixing.held_out_rows("validation", VALIDATION_FILE, seen, report, BAD_ROWS) if VALIDATION_FILE else []
+        test = mixing.held_out_rows("test", TEST_FILE, seen, report, BAD_ROWS) if TEST_FILE else []
         parts = {"train": mixing.weigh(rows, TRAIN_FILES, seed=SEED), "validation": validation, "test": test}
         tokenised.encode(directory, parts, report, model_name, MODEL_REVISION, MAX_SEQ_LENGTH, BAD_ROWS, TRAIN_FILES, keep=tuple(parts))
 

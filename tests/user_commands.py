@@ -1,8 +1,10 @@
 """Running the repository's commands as a user would."""
 
+import importlib
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,23 @@ class Ran:
     returncode: int
     output: str
     run: RunDirectory
+
+
+@contextmanager
+def imported(recipe):
+    """A recipe's `main` as a function of this process, whose environment is put back after each call: a call may make it a rank."""
+    sys.path.insert(0, str(ROOT / "recipes"))
+    module, before = importlib.import_module(recipe), dict(os.environ)
+
+    def main(**keywords):
+        try:
+            return module.main(report_to=[], **keywords)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    yield main
+    sys.path.remove(str(ROOT / "recipes"))
 
 
 def user_environment(home):

@@ -173,14 +173,13 @@ def test_a_held_out_file_without_the_rows_that_training_has(tmp_path):
     file = tmp_path / "valid.jsonl"
     file.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in pairs))
     trained, _ = chat_rows.parse(b'{"question": "c", "answer": "d"}', "t", 7)
-    used = [("training", [trained])]
+    seen = mixing.seen_as("training", [trained])
     report = {"rows_read": 10, "bad_rows": [], "bad_row_count": 0}
     with pytest.raises(Refusal, match=r"valid.jsonl shares 1 of its 3 rows .* \(line 2: it is in the training rows too, t line 7\)"):
-        mixing.held_out_rows(file, used, report)
-    kept = mixing.held_out_rows(file, used, report, bad_rows="skip")
+        mixing.held_out_rows("validation", file, seen, report)
+    kept = mixing.held_out_rows("validation", file, seen, report, bad_rows="skip")
     assert [asked(row) for row in kept] == ["a", "e"]
     assert report["rows_read"] == 13 and report["bad_row_count"] == 1 and report["bad_rows"][0]["line"] == 2
-    assert len(mixing.held_out_rows(file, [("training", [])], report)) == 3
-    used[0][1].extend(kept)
+    assert len(mixing.held_out_rows("validation", file, {}, report)) == 3
     with pytest.raises(Refusal, match="has no row that is not in the other files too"):
-        mixing.held_out_rows(file, used, report, bad_rows="skip")
+        mixing.held_out_rows("test", file, seen, report, bad_rows="skip")

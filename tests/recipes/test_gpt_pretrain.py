@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import torch
 from generated_text import documents, write_jsonl
 from object_store import free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from user_commands import ROOT, call, train, user_environment
+from user_commands import ROOT, call, imported, train, user_environment
 
 from common import gpt, gpt_export, manifest, resume, shards, token_data
 from common.run_directory import RunDirectory, read_json
@@ -253,20 +252,8 @@ def test_another_recipe_fine_tunes_it(ran, tmp_path, warm):
 
 @pytest.fixture(scope="module")
 def main():
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import gpt_pretrain
-
-    before = dict(os.environ)
-
-    def call(**keywords):
-        try:
-            return gpt_pretrain.main(tiny=True, report_to=[], **keywords)
-        finally:  # of a process that is a rank
-            os.environ.clear()
-            os.environ.update(before)
-
-    yield call
-    sys.path.remove(str(ROOT / "recipes"))
+    with imported("gpt_pretrain") as main:
+        yield partial(main, tiny=True)
 
 
 def test_without_tokens_the_command_says_how_to_make_them(tmp_path):

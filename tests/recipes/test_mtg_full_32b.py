@@ -1,7 +1,6 @@
 """The 32B recipe by the user's own commands, shrunk: it learns facts in two ranks, equals an un-sharded run, survives kills."""
 
 import json
-import os
 import re
 import sys
 import time
@@ -13,7 +12,7 @@ from compared_runs import differences, logged
 from object_store import free_port
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from user_commands import ROOT, call, train, user_environment
+from user_commands import ROOT, call, imported, train, user_environment
 
 from common import accelerators, chat_text, compute, dimensions, manifest, tiny_models
 from common.run_directory import RunDirectory, read_json
@@ -318,20 +317,8 @@ def test_the_docstring_has_the_figures_of_the_plan(tmp_path):
 
 @pytest.fixture(scope="module")
 def main():
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import mtg_full_32b
-
-    before = dict(os.environ)
-
-    def call(**keywords):
-        try:
-            return mtg_full_32b.main(report_to=[], **keywords)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-
-    yield call
-    sys.path.remove(str(ROOT / "recipes"))
+    with imported("mtg_full_32b") as main:
+        yield main
 
 
 def refused(main, **keywords):
