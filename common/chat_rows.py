@@ -28,6 +28,7 @@ class Row:
     file: str
     line: int
     topics: list = field(default_factory=list)
+    facts: dict = field(default_factory=dict)  # {where in the document: [words that the answer should hold]}
 
 
 class BadRow(ValueError):
@@ -134,7 +135,15 @@ def parse(raw, file, number, split_by="id"):
     row_id = str(content["id"]) if _has_id(content) else f"{Path(file).stem}:{number}"
     topics = content.get("topics")
     topics = [str(t) for t in topics] if isinstance(topics, list) else []
-    return Row(row_id, group_of(content, row_id, messages, split_by), messages, str(file), number, topics), kind
+    return Row(row_id, group_of(content, row_id, messages, split_by), messages, str(file), number, topics, _facts(content)), kind
+
+
+def _facts(content):
+    facts = content.get("facts") or {}
+    lists = facts.values() if isinstance(facts, dict) else [None]
+    if not all(isinstance(words, list) and all(isinstance(w, str) and w.strip() for w in words) for words in lists):
+        raise BadRow('its facts are no lists of words by place, such as {"beginning": ["12 March 2019"], "end": ["Osei"]}')
+    return facts
 
 
 def _has_id(content):

@@ -222,6 +222,7 @@ def _write_rows(path, rows):
     with path.open("w", encoding="utf-8") as out:
         for row in rows:
             held_out = {"id": row.id, "group": row.group, "topics": row.topics, "messages": row.messages}
+            held_out |= {"facts": row.facts} if row.facts else {}
             out.write(json.dumps(held_out, ensure_ascii=False) + "\n")
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.refusal import Refusal
 
@@ -16,6 +16,7 @@ class Row:
     id: str
     group: str
     messages: list
+    facts: dict = field(default_factory=dict)  # {where in the document: [words that an answer should hold]}
 
     question = property(lambda self: next((m["content"] for m in reversed(self.messages[:-1]) if m["role"] == "user"), ""))
     reference = property(lambda self: self.messages[-1]["content"])
@@ -40,7 +41,7 @@ def _row(line, place):
         messages = [{"role": m["role"], "content": m["content"]} for m in found["messages"]]
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise ValueError("a question and, last, the assistant's reference answer are needed")
-        return Row(str(found.get("id", place)), str(found.get("group", found.get("id", place))), messages)
+        return Row(str(found.get("id", place)), str(found.get("group", found.get("id", place))), messages, found.get("facts") or {})
     except (ValueError, KeyError, TypeError) as error:
         raise Refusal(f"{place} is no held-out row: {error!r}; the training run writes this file, do not edit it") from None
 
