@@ -4,16 +4,19 @@ Labels are the assistant's turns and the end-of-turn token after each; everythin
 """
 
 import json
-from bisect import bisect_left
+import re
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import long_documents as documents
 from common.chat_rows import BadRow
+from common.long_documents import OMISSION
 from common.refusal import Refusal
 
 IGNORED = -100
 DATE = "26 Jul 2024"  # Llama 3.1+ templates print today's date: fixed here, or every day would train on another prompt
-OMISSION = "\n[...]\n"
+SPARE = 8  # tokens kept free for the omission mark
 # What DeepSeek-R1's distilled models have in their templates: answers lose their reasoning, and every answer has to begin with some.
 DROPS_REASONING = "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
 BEGINS_REASONING = "<｜Assistant｜><think>\\n"
@@ -21,11 +24,20 @@ BEGINS_REASONING = "<｜Assistant｜><think>\\n"
 
 @dataclass(slots=True)
 class Encoded:
-    """input_ids and labels, list[int] of one length; shortened says what was taken away, "" for nothing."""
+    """input_ids and labels, list[int] of one length; shortened says what was taken away, "" for nothing, taken how many tokens."""
 
     input_ids: list
     labels: list
     shortened: str
+    taken: int = 0
+
+
+class TooLong(BadRow):
+    """A row without fault that has more tokens than may be, where such rows are dropped. tokens: of the whole row."""
+
+    def __init__(self, reason, tokens):
+        super().__init__(reason)
+        self.tokens = tokens
 
 
 def load_tokenizer(path, revision=None):
@@ -80,7 +92,10 @@ def answer_spans(tokenizer, messages):
                     "the chat template rewrites earlier turns when a later one is added, so labels cannot be told from prompts; "
                     "use a training variant of the template that keeps every turn as it is"
                 )
-            reasoning = message["content"].rpartition("</think>")[0].strip()
+            reasoning, _, answer = (part.strip() for part in message["content"].rpartition("</think>"))
+            if answer not in through[len(before) :]:
+                raise Refusal("the chat template does not write answers as they are (it may be one for messages in parts, with images), so "
+                              "they would not be learned; use the template of a text model")  # fmt: skip
             if reasoning and reasoning not in through[len(before) :]:
                 raise Refusal("the chat template drops the reasoning of answers, all up to </think>, so the model would unlearn it; "
                               "use a variant of the template that keeps it")  # fmt: skip
@@ -88,27 +103,37 @@ def answer_spans(tokenizer, messages):
     return text, spans
 
 
-def encode(tokenizer, messages, max_length):
+def encode(tokenizer, messages, max_length, long_documents="shorten"):
     """`Encoded` with at most `max_length` tokens; the oldest turns go first, then the middle of the longest user turn.
 
+    long_documents: "drop" raises `TooLong` in place of taking anything out of the last exchange.
     Raises `BadRow` where the answer leaves no room for its prompt, or where content holds a control token as text.
     """
-    control = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special or str(t).startswith(("<|", "<｜"))]
-    for place, message in enumerate(messages, 1):
-        for token in control:
-            if token in message["content"]:
-                raise BadRow(f"message {place} holds the control token {token} as text, which the model would obey")
-    ids, labels = _tokenise(tokenizer, messages)
-    shortened = []
-    if len(ids) > max_length and len(tails := _tails(messages)) > 1:
-        fits = bisect_left(tails, True, lo=1, hi=len(tails) - 1, key=lambda tail: _length(tokenizer, tail) <= max_length)
-        messages = tails[fits]
-        shortened = ["oldest turns"]
-        ids, labels = _tokenise(tokenizer, messages)
-    if len(ids) > max_length:
-        ids, labels = _with_shorter_user(tokenizer, messages, max_length, len(ids))
-        shortened.append("middle of the document")
-    return Encoded(ids, labels, " and ".join(shortened))
+    [found] = fit(tokenizer, [messages], max_length, long_documents)
+    if isinstance(found, BadRow):
+        raise found
+    return found[1]
+
+
+def fit(tokenizer, conversations, max_length, long_documents="shorten"):
+    """[(messages as they fit, their `Encoded`), or the `BadRow` that `encode` would raise], of each conversation.
+
+    Tokenised side by side on all cores, each document once, and what is left of a shortened one once more.
+    """
+    control = _control(tokenizer)
+    work = [_fitting(tokenizer, messages, max_length, long_documents, control) for messages in conversations]
+    results, answers = [None] * len(work), dict.fromkeys(range(len(work)))  # None starts a generator
+    while answers:
+        asked = {}
+        for n, answer in answers.items():
+            try:
+                asked[n] = work[n].send(answer)
+            except StopIteration as done:
+                results[n] = done.value
+            except BadRow as reason:
+                results[n] = reason
+        answers = dict(zip(asked, _encodings(tokenizer, list(asked.values())), strict=True)) if asked else {}
+    return results
 
 
 def end_of_turn(tokenizer, encoded):
@@ -136,24 +161,53 @@ def marked(tokenizer, encoded):
     return [{"text": tokenizer.decode(tokens), "label": label} for tokens, label in runs]
 
 
-def _tokenise(tokenizer, messages):
+def _encodings(tokenizer, texts):
+    """What the tokenizers library says of each text; the template writes BOS itself."""
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False).encodings
+
+
+def _control(tokenizer):
+    """What finds a control token in a text, special or not; None where the tokenizer has none."""
+    tokens = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special or str(t).startswith(("<|", "<｜"))]
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if tokens else None
+
+
+def _fitting(tokenizer, messages, max_length, long_documents, control):
+    """A generator: yields texts to tokenise, is sent their encodings, and returns (messages, `Encoded`)."""
+    for place, message in enumerate(messages, 1):
+        if found := control and control.search(message["content"]):
+            raise BadRow(f"message {place} holds the control token {found[0]} as text, which the model would obey")
     text, spans = answer_spans(tokenizer, messages)
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)  # the template writes BOS itself
-    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
-    bos = tokenizer.bos_token_id
+    encoding = yield text
+    whole, shortened = len(encoding), []
+    if whole > max_length and len(tails := _tails(messages)) > 1:
+        first, last = 1, len(tails) - 1
+        while first < last:
+            middle = (first + last) // 2
+            fits = len((yield render(tokenizer, tails[middle]))) <= max_length
+            first, last = (first, middle) if fits else (middle + 1, last)
+        messages, shortened = tails[first], ["oldest turns"]
+        text, spans = answer_spans(tokenizer, messages)
+        encoding = yield text
+    if len(encoding) > max_length:
+        shorter = yield from _with_shorter_user(tokenizer, messages, max_length, text, encoding, long_documents == "drop", whole)
+        messages, encoding, spans = shorter
+        shortened.append("middle of the document")
+    ids, labels = _labelled(tokenizer, encoding, spans)
+    return messages, Encoded(ids, labels, " and ".join(shortened), whole - len(ids))
+
+
+def _labelled(tokenizer, encoding, spans):
+    """(ids, labels): the tokens that lie in a span of characters are labels."""
+    ids, bos = encoding.ids, tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id and ids.count(bos) > 1:
         raise Refusal(f"the chat template writes {ids.count(bos)} {tokenizer.bos_token} tokens; a conversation starts with one")
-    labels, span = [IGNORED] * len(ids), 0
-    for place, (start, end) in enumerate(offsets):
-        while span < len(spans) and start >= spans[span][1]:
-            span += 1
-        if span < len(spans) and start >= spans[span][0] and end <= spans[span][1]:
-            labels[place] = ids[place]
+    labels = [IGNORED] * len(ids)
+    for start, end in spans:  # characters only grow with tokens: found in a few steps, however long the row is
+        first = bisect_left(range(len(ids)), start, key=lambda n: encoding.token_to_chars(n)[0])
+        stop = bisect_right(range(len(ids)), end, key=lambda n: encoding.token_to_chars(n)[1])
+        labels[first:stop] = ids[first:stop]
     return ids, labels
-
-
-def _length(tokenizer, messages):
-    return len(tokenizer(render(tokenizer, messages), add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _tails(messages):
@@ -172,20 +226,39 @@ def _without_oldest(messages):
     return messages[:head] + messages[users[0] :] if len(answers) > 1 and users else None
 
 
-def _with_shorter_user(tokenizer, messages, max_length, length):
-    place = max((i for i, m in enumerate(messages) if m["role"] == "user"), key=lambda i: len(messages[i]["content"]))
+def _with_shorter_user(tokenizer, messages, max_length, text, encoding, drop, whole):
+    """A generator as `_fitting`; returns (messages, their encoding, their answers' spans)."""
+    users = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    length, place = len(encoding), max(users, key=lambda place: len(messages[place]["content"]))
     content = messages[place]["content"]
-    offsets = tokenizer(content, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    keep = len(offsets) - (length - max_length) - 8  # tokens; a few for the omission mark
-    while keep >= 2:
-        head, tail = offsets[(keep + 1) // 2 - 1][1], offsets[len(offsets) - keep // 2][0]
-        cut = {**messages[place], "content": content[:head] + OMISSION + content[tail:]}
-        ids, labels = _tokenise(tokenizer, [*messages[:place], cut, *messages[place + 1 :]])
-        if len(ids) <= max_length:
-            return ids, labels
-        keep -= max(len(ids) - max_length, 1)
-    answer = len(tokenizer(messages[-1]["content"], add_special_tokens=False)["input_ids"])
-    raise BadRow(f"its answer has {answer} tokens and leaves no room for a prompt in MAX_SEQ_LENGTH = {max_length}; answers are never cut")
+    start = text.find(content)
+    if start < 0:  # most templates write it as it is, some without the white space around it
+        content = content.strip()
+        start = text.find(content)
+    if start < 0:
+        text, start = content, 0
+        encoding = yield content
+    ends = bisect_right(range(len(encoding)), start + len(content), key=lambda n: encoding.token_to_chars(n)[1])
+    document = ends - bisect_left(range(len(encoding)), start, key=lambda n: encoding.token_to_chars(n)[0])
+    room = document - (length - max_length) - SPARE
+    if drop and room >= 2:
+        raise TooLong(
+            f'it has {whole:,} tokens, more than MAX_SEQ_LENGTH = {max_length}, and LONG_DOCUMENTS = "drop" leaves such rows out', whole
+        )
+    while room >= 2:
+        head, tail = (edge - start for edge in documents.cut(text, encoding, start, start + len(content), room))
+        fewer = {**messages[place], "content": content[:head] + OMISSION + content[tail:]}
+        fewer = [*messages[:place], fewer, *messages[place + 1 :]]
+        shorter, spans = answer_spans(tokenizer, fewer)
+        found = yield shorter
+        if len(found) <= max_length:
+            return fewer, found, spans
+        room -= len(found) - max_length
+    answer = len((yield messages[-1]["content"]))
+    raise BadRow(
+        f"its answer has {answer} tokens and leaves no room for a prompt in MAX_SEQ_LENGTH = {max_length}; answers are never cut: raise "
+        f"MAX_SEQ_LENGTH to {max(length - document + SPARE + 2, max_length + 1)} or more, or leave the row out"
+    )
 
 
 def template_path(name):

@@ -3,17 +3,14 @@
 Import this after `import unsloth`, which replaces TRL's trainer.
 """
 
-import math
 import shutil
-import time
 
-import numpy as np
 import torch
 from transformers import TrainerCallback
-from trl import SFTTrainer
 
 from common import full_weights, launch, models, saved_logits, watching
 from common.chat_text import IGNORED
+from common.held_out_loss import HeldOutLoss
 from common.log import is_rank_0, say
 from common.refusal import Refusal
 from common.run_directory import write_json
@@ -21,8 +18,8 @@ from common.run_directory import write_json
 FELT = 1e-6  # a learning rate at which fp32 shows Adam's update of every weight below 32
 
 
-class FullFineTuning(SFTTrainer):
-    """An SFTTrainer that saves in shards without gathering the model anywhere, and judges held-out rows by loss and exact answers."""
+class FullFineTuning(HeldOutLoss):
+    """A trainer that saves in shards without gathering the model anywhere, and judges held-out rows by loss and exact answers."""
 
     def save_model(self, output_dir=None, _internal_call=False):
         """Config, weights as the model computes with them, and tokenizer; all ranks must call it. DeepSpeed saves its fp32 masters."""
@@ -33,30 +30,12 @@ class FullFineTuning(SFTTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         full_weights.read(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """{eval_loss: nats a label token, eval_perplexity, eval_exact_match, …} over every held-out row, on any number of ranks the same.
+    def _judged_model(self):
+        return self.model if self.is_in_train or not self.is_deepspeed_enabled else self._prepared()
 
-        exact_match: the share of rows of which every label is the most likely token, which greedy generation would then write.
-        """
-        rows, args, start, name = eval_dataset or self.eval_dataset, self.args, time.time(), metric_key_prefix
-        model = self.model if self.is_in_train or not self.is_deepspeed_enabled else self._prepared()
-        training = model.training
-        model.eval()
-        order = np.argsort(np.asarray(rows["length"][:]), kind="stable")  # neighbours of like length need little padding
-        batches = np.split(order, range(args.per_device_eval_batch_size, len(order), args.per_device_eval_batch_size))
-        sums = torch.zeros(4, dtype=torch.float64)  # nats, labels, exact rows, rows
-        for first in range(0, len(batches), args.world_size):  # as many times in every rank, for each has a part of the weights
-            mine = first + args.process_index
-            sums += self._judged([rows[int(row)] for row in batches[min(mine, len(batches) - 1)]], model) * (mine < len(batches))
-            self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
-        nats, labels, exact, count = self.accelerator.reduce(sums.to(args.device), "sum").tolist()
-        loss = nats / max(labels, 1)
-        metrics = {f"{name}_loss": loss, f"{name}_perplexity": math.exp(min(loss, 700)), f"{name}_exact_match": exact / count}
-        metrics[f"{name}_runtime"] = round(time.time() - start, 3)
-        self.log(metrics)  # still as a model that is judged: TRL would take what training counts for it
-        model.train(training)
-        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
-        return metrics
+    def _figures(self, nats, labels, exact, rows):
+        """exact_match: the share of rows of which every label is the most likely token, which greedy generation would then write."""
+        return super()._figures(nats, labels, rows) | {"exact_match": exact / rows}
 
     def _prepared(self):
         """The model after a run's end, when the engine that gathered its parts for each layer may never have been."""
@@ -68,7 +47,7 @@ class FullFineTuning(SFTTrainer):
         return self.deepspeed
 
     def _judged(self, rows, model):
-        """float64 [4]: summed loss and count of the labels of `rows`, rows with every label the most likely token, rows."""
+        """float64 [3]: summed loss and count of the labels of `rows`, and rows with every label the most likely token."""
         longest = max(row["length"] for row in rows)
         ids, labels = torch.zeros(len(rows), longest, dtype=torch.long), torch.full((len(rows), longest), IGNORED)
         for place, row in enumerate(rows):
@@ -77,12 +56,12 @@ class FullFineTuning(SFTTrainer):
         device = self.args.device
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False).logits
-        found, labels = torch.zeros(4, dtype=torch.float64), labels.to(device)
+        found, labels = torch.zeros(3, dtype=torch.float64), labels.to(device)
         for row, wanted in zip(logits, labels, strict=True):  # one at a time: float32 of a large vocabulary takes a gigabyte
             learned = wanted[1:] != IGNORED
             row, wanted = row[:-1][learned].float(), wanted[1:][learned]
             nats = torch.nn.functional.cross_entropy(row, wanted, reduction="sum").item()
-            found += torch.tensor([nats, len(wanted), bool((row.argmax(-1) == wanted).all()), 1], dtype=torch.float64)
+            found += torch.tensor([nats, len(wanted), bool((row.argmax(-1) == wanted).all())], dtype=torch.float64)
         return found
 
 

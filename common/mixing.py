@@ -45,30 +45,38 @@ def split(rows, held_out, seed, report=None):
     return [row for row in rows if id(row) not in held], *sides
 
 
-def seen_as(what, rows):
-    """{digest of a row's messages: (what, row)}, for `held_out_rows`. what: "training", for example."""
-    return {_words(row): (what, row) for row in rows}
+def seen_as(what, rows, by="row"):
+    """{digest: (what, row)}, for `held_out_rows`. what: "training", for example.
+
+    by: "row" for a digest of all messages; "document" for one of what the user gives, whatever its letter case and white space, so
+    that the document with another summary or another system prompt is the same.
+    """
+    return {_digest_of(row, by): (what, row) for row in rows}
 
 
-def held_out_rows(what, file, seen, report, bad_rows="stop"):
-    """The rows of a file that is held out, without those that `seen` (from `seen_as`) has word for word; they are seen from now on.
+def held_out_rows(what, file, seen, report, bad_rows="stop", by="row"):
+    """The rows of a file that is held out, without those that `seen` (from `seen_as`, with the same `by`) has; they are seen from now on.
 
     Raises `Refusal` that names the first shared ones; with bad_rows "skip" they are left out, as other bad rows, in `report`.
     """
     rows, found = chat_rows.read([file], bad_rows)
-    digests, bad = [_words(row) for row in rows], found["bad_rows"]
+    digests, bad = [_digest_of(row, by) for row in rows], found["bad_rows"]
     kept = {digest: row for digest, row in zip(digests, rows, strict=True) if digest not in seen}
     shared = [(row, *seen[digest]) for digest, row in zip(digests, rows, strict=True) if digest in seen]
+    subject, noun, those = ("it", "rows", len(rows)) if by == "row" else ("its document", "documents", len(set(digests)))
     for row, others, other in shared:
         raw = json.dumps({"id": row.id, "messages": row.messages}, ensure_ascii=False)
-        reason = f"it is in the {others} rows too, {other.file} line {other.line}"
+        reason = f"{subject} is in the {others} rows too, {other.file} line {other.line}"
         bad.append({"file": row.file, "line": row.line, "reason": reason, "raw": raw})
     if shared and bad_rows == "stop":
         named = "; ".join(f"line {b['line']}: {b['reason']}" for b in bad[:3])
-        raise Refusal(f"{file} shares {len(shared):,} of its {len(rows):,} rows with those it is to judge ({named}), so its loss would say "
-                      'how well they are remembered. Take them out of one of the two, or set BAD_ROWS = "skip" to leave them out here')
+        count = len(shared) if by == "row" else those - len(kept)
+        raise Refusal(
+            f"{file} shares {count:,} of its {those:,} {noun} with those it is to judge ({named}), so its loss would say "
+            'how well they are remembered. Take them out of one of the two, or set BAD_ROWS = "skip" to leave them out here'
+        )
     if not kept:
-        raise Refusal(f"{file} has no row that is not in the other files too; name a file of rows that are held out")
+        raise Refusal(f"{file} has no {noun[:-1]} that is not in the other files too; name a file of {noun} that are held out")
     seen |= {digest: (what, row) for digest, row in kept.items()}
     report["bad_rows"] += bad
     report["bad_row_count"] += len(bad)
@@ -98,7 +106,14 @@ def weigh(rows, weights, seed):
     return weighted
 
 
-def _words(row):
+def document_digest(text):
+    """What tells a document from others, whatever its letter case and white space: 32 hexadecimal digits."""
+    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).hexdigest()
+
+
+def _digest_of(row, by):
+    if by == "document":
+        return document_digest(" ".join(m["content"] for m in row.messages if m["role"] == "user"))
     return hashlib.blake2b(json.dumps(row.messages).encode(), digest_size=16).digest()
 
 

@@ -4,10 +4,10 @@ import os
 import re
 from pathlib import Path
 
-from common import measures, pretrained_card, run_facts
+from common import judgement, measures, pretrained_card, run_facts
 from common.card_parts import code, inline, plain, tiny, training, unfinished, yaml
 from common.chat_text import DATE
-from common.run_facts import METRICS, as_dict, as_list, interval, is_number, with_interval
+from common.run_facts import as_dict, as_list, interval, is_number, with_interval
 
 # The constants somebody needs to judge or repeat a run, those of every recipe; what a run has not is left out.
 CONSTANTS = (
@@ -98,15 +98,16 @@ def figures(facts, name):
     if adapter:
         sentences.append(merged_sentence(facts, own, adapter))
     columns = {"base": base, adapter["name"] if adapter else "this model": main} | ({"this model": own} if adapter and own else {})
-    rows = [f"On {inline(run_facts.held_out(facts, main))}, with 95 % intervals from a bootstrap over groups:", ""]
+    rows = [f"On {inline(judgement.held_out(facts, main))}, with 95 % intervals from a bootstrap over groups:", ""]
     rows += [f"| | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
-    for key, metric in METRICS.items():
-        cells = [with_interval(interval(model, key), percent=key in measures.PERCENT) for model in columns.values()]
-        other_rows = " (on validation.jsonl)" * (key == "validation_loss")
+    for key, metric in measures.shown(facts.run, [as_dict(main.get("metrics"))]).items():
+        cells = [with_interval(interval(model, key), percent=metric.percent) for model in columns.values()]
+        other_rows = " (on validation.jsonl)" if key == "validation_loss" else f" ({metric.unit})" if metric.about == "document" else ""
         if interval(main, key):
             rows.append(f"| {metric.name}{other_rows} | {' | '.join(cells)} |")
-    clause = run_facts.compared(base, main, "rougeL")
-    parts = [" ".join(sentences)] * bool(sentences) + ["\n".join(rows)] + [f"ROUGE-L {clause}."] * bool(clause)
+    clauses = {"ROUGE-L": judgement.compared(base, main, "rougeL"), "Facts": judgement.compared(base, main, "fact_recall")}
+    said = " ".join(f"{name} {clause}." for name, clause in clauses.items() if clause)
+    parts = [" ".join(sentences)] * bool(sentences) + ["\n".join(rows)] + [said] * bool(said)
     return "\n\n".join(parts)
 
 
@@ -154,7 +155,7 @@ def inline_revision(revision):
 def limits(facts, name):
     """What it gets wrong, where this model or the adapter in it was judged; what the run did not cover; what holds for every model."""
     judged = facts.tuned and facts.tuned["name"] in (name, ADAPTER_OF.get(name))
-    lines = [f"- {sentence}" for sentence in run_facts.shortcomings(facts) if "shown" not in sentence] if judged else []
+    lines = [f"- {sentence}" for sentence in judgement.shortcomings(facts) if "shown" not in sentence] if judged else []
     lines += [f"- {inline(note, 600)}" for key in ("notes", "warnings") for note in as_list(facts.run.get(key))]
     length = facts.constants.get("MAX_SEQ_LENGTH")
     if is_number(length):

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -25,20 +26,27 @@ def quiet():
         disable_progress_bar()
 
 
-def load(name, max_seq_length, load_in_4bit, revision=None, gradient_checkpointing="unsloth"):
+def load(name, max_seq_length, load_in_4bit, revision=None, gradient_checkpointing="unsloth", tiled_mlp=False, rope_scaling=None):
     """(model, tokenizer) through Unsloth. `name` may be an adapter directory: its base is loaded and the adapter goes on.
 
-    4 bit is NF4 with double quantisation and bf16 compute. Never pass a device map: ranks and ZeRO place the weights.
+    4 bit is NF4 with double quantisation and bf16 compute. tiled_mlp: the MLP some thousand tokens at a time, on a GPU alone.
+    rope_scaling: what `positions.require` found. Never pass a device map: ranks and ZeRO place the weights.
     """
     import torch
     from unsloth import FastLanguageModel
 
+    scaling = {"rope_scaling": dict(rope_scaling)} if rope_scaling else {}
     try:
         model, tokenizer = FastLanguageModel.from_pretrained(
             model_name=name, max_seq_length=max_seq_length, dtype=torch.bfloat16, load_in_4bit=load_in_4bit, full_finetuning=False,
             revision=revision, use_gradient_checkpointing=CHECKPOINTING[gradient_checkpointing], trust_remote_code=False,
             use_exact_model_name=True,  # else Unsloth takes a pre-quantised copy, into which nothing can be merged in 16 bit
+            unsloth_tiled_mlp=tiled_mlp, **scaling,
         )  # fmt: skip
+        if tiled_mlp and torch.cuda.is_available() and os.environ.get("WORLD_SIZE") == "1":  # under ZeRO; for several ranks Unsloth does it itself
+            from unsloth.models._tiled_mlp_ddp import patch_tiled_mlp_for_ddp
+
+            patch_tiled_mlp_for_ddp()
     except OSError as error:
         raise Refusal(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from None
     set_pad_token(tokenizer, model)

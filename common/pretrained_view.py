@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from common import run_facts
+from common import judgement, run_facts
 from common.run_facts import as_dict, as_list, figure, interval, is_number, with_interval
 from common.safe_text import shorten, without_machine_paths
 
@@ -36,7 +36,7 @@ def verdict(facts):
         sentences.append(f"Whoever knew only how often each of these tokens comes would have {figure(guessed)}.")
     first = next((j for j in facts.judged.values() if interval(j, "loss") and not run_facts.differing_settings(j, tuned)), tuned)
     if first is not tuned and first.get("weights") != tuned.get("weights"):
-        found = run_facts.comparison(first, tuned, "loss")
+        found = judgement.comparison(first, tuned, "loss")
         ends = [figure(found[side][0], found["digits"]) for side in ("base", "tuned")]
         moved = f"stayed at {ends[1]}" if found["direction"] == "stayed" else f"{found['direction']} from {ends[0]} to {ends[1]}"
         sentences.append(f"Since {first['name']} the loss on these tokens {moved}.")

@@ -11,18 +11,17 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-from common import measures, pretrained_view, run_facts, side_by_side
+from common import judged_view, judgement, measures, pretrained_view, run_facts, side_by_side
 from common.charts import Level, Line, chart
 from common.refusal import Refusal, guard
 from common.run_directory import RunDirectory, newest, step_of
-from common.run_facts import as_dict, as_list, figure, interval, is_number
+from common.run_facts import as_dict, as_list, figure, is_number
 from common.safe_text import setting, shorten, visible, without_machine_paths, without_secrets, without_tokens
 
 MOST_OF_A_SPAN = 3_000  # characters shown of a stretch of the masked example
 MOST_SPANS = 60
 MOST_OF_A_NOTE = 1_200
 STATUSES = {"finished": "finished", "failed": "failed", "stopped": "stopped before its end", "running": "running when this was written"}
-PLOTTED = ("loss", "exact", "rougeL", "rouge1", "rouge2", "numbers", "validation_loss", "bits_per_byte")
 
 
 def write(run):
@@ -54,12 +53,12 @@ def view(facts):
         "tiny": run.get("tiny") is True,
         "pretraining": pretraining,
         "training_sentences": training_sentences(facts) + (pretrained_view.progress(facts) if pretraining else []),
-        "verdict": (pretrained_view if pretraining else run_facts).verdict(facts),
+        "verdict": (pretrained_view if pretraining else judgement).verdict(facts),
         "tuned": facts.tuned["name"] if facts.tuned else None,
-        "shortcomings": [] if pretraining else run_facts.shortcomings(facts),
+        "shortcomings": [] if pretraining else judgement.shortcomings(facts),
         "curves": curves(facts, best),
-        "table": table(facts, best),
-        "plots": plots(facts, best),
+        "table": judged_view.table(facts, best),
+        "plots": judged_view.plots(facts, best),
         "examples": None if pretraining else side_by_side.examples(facts),
         "continuations": continuations,
         "samples": samples,
@@ -182,66 +181,6 @@ def both_widths(lines, *, widths, **options):
     return [chart(lines, width=width, height=260 if width > 600 else 236, **options) for width in widths]
 
 
-def table(facts, best):
-    """The judged models, one row each, with those that could not be judged."""
-    metrics, pretraining = measures.of(facts.run), measures.is_pretraining(facts.run)
-    shown = [m for m in metrics if any(interval(judged, m) for judged in facts.judged.values())]
-    rows, speeds = [], [("Tokens/s", "tokens_per_second", 0), ("Seconds per answer", "seconds_per_answer", 2)][: 1 if pretraining else 2]
-    for name, judged in facts.judged.items():
-        speed = as_dict(judged.get("speed"))
-        differ = run_facts.differing_settings(facts.tuned, judged) if facts.tuned else ""
-        cells = [cell(judged, metric, metrics[metric].digits if pretraining else 2) for metric in shown]
-        rows.append({"name": name, "step": judged.get("step"), "best": name == best, "cells": cells, "differ": differ})
-        found = [(speed.get(key), digits) for _, key, digits in speeds]
-        rows[-1]["speed"] = [figure(value, digits) if digits or not is_number(value) else f"{value:,.0f}" for value, digits in found]
-    failed = [(name, shorten(why, MOST_OF_A_NOTE)) for name, why in as_dict(facts.summary.get("failed")).items()]
-    names = [(heading(m, metrics), metrics[m].better) for m in shown]
-    return {"metrics": names, "rows": rows, "failed": failed, "best": best, "best_by": facts.summary.get("best_by"), "n": facts.tuned,
-            "speeds": [name for name, _, _ in speeds]}  # fmt: skip
-
-
-def heading(metric, metrics):
-    """A metric's name as the report shows it; numbers are shown in percent."""
-    return metrics[metric].name + (", %" if metric in measures.PERCENT else "")
-
-
-def cell(judged, metric, digits=2):
-    found = interval(judged, metric)
-    if not found:
-        return {"mean": "–", "interval": ""}
-    mean, low, high = found
-    digits = 3 if low is not None and high - low < 0.02 and mean < 1 else digits
-    mean, low, high = (figure(v, digits, metric in measures.PERCENT) for v in found)
-    return {"mean": mean, "interval": "" if found[1] is None else f"{low}–{high}"}
-
-
-def plots(facts, best):
-    """[(title, [chart])] of every metric over steps, the base model dashed."""
-    drawn = []
-    last = facts.history.last_step or facts.run.get("steps")
-    mark = (step_of(best), "best") if best and step_of(best) is not None else None
-    metrics = measures.of(facts.run)
-    for metric in [m for m in PLOTTED if m in metrics]:
-        checkpoints = Line("saved" if measures.is_pretraining(facts.run) else "tuned", [], "held", dots=True)
-        final = Line("final", [], "final", dots=True)
-        for name, judged in facts.judged.items():
-            found = interval(judged, metric)
-            step = step_of(name) if step_of(name) is not None else judged.get("step") or last
-            if not found or not is_number(step) or name in ("base", "merged_model"):
-                continue
-            line = final if name == "final_model" else checkpoints
-            line.points.append((step, found[0]))
-            if found[1] is not None:
-                line.band.append((step, found[1], found[2]))
-        base = interval(facts.base, metric)
-        levels = [Level("base", *base)] if base else []
-        if checkpoints.points or final.points:
-            options = {"percent": metric in measures.PERCENT, "zero": metric not in ("loss", "bits_per_byte")}
-            picture = chart([checkpoints, final], y_label=metrics[metric].unit, levels=levels, mark=mark, **options)
-            drawn.append((f"{heading(metric, metrics)} ({metrics[metric].better} is better)", [picture]))
-    return drawn
-
-
 def data_view(data, run):
     """The statistics of the data, how much of it was padding in training, and the masked example."""
     count = lambda value: f"{value:,}" if is_number(value) else "–"  # noqa: E731
@@ -266,6 +205,7 @@ def data_view(data, run):
         "splits": splits,
         "rows_read": count(data.get("rows_read")) if "rows_read" in data else None,
         "bad_row_count": data.get("bad_row_count") if is_number(data.get("bad_row_count")) else len(bad),
+        "too_long": count(data["too_long_count"]) if is_number(data.get("too_long_count")) and data["too_long_count"] else None,
         "bad_rows": [(row.get("file", ""), row.get("line", ""), shorten(row.get("reason", ""), 300)) for row in bad],
         "padding": f"{100 * run['padding_share']:.1f} %" if is_number(run.get("padding_share")) else None,
         "split": run_facts.split_sentence(data),

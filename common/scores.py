@@ -7,6 +7,7 @@ subsequence comes from rapidfuzz's bit-parallel algorithm instead of a table of 
 """
 
 import re
+import unicodedata
 from collections import Counter
 from decimal import Decimal
 from functools import cache, lru_cache
@@ -86,6 +87,75 @@ def is_exact(reference, answer):
 def are_short(references):
     """Whether half of the reference answers or more have at most `SHORT` words, so that an exact answer can be asked for."""
     return float(np.median([len(reference.split()) for reference in references])) <= SHORT
+
+
+_LOOK_ALIKE = str.maketrans("\u2018\u2019\u201c\u201d\u2010\u2011\u2012\u2013\u2212", "''\"\"-----")  # typographic quotes and dashes
+
+
+def _folded(text):
+    """Written in one way: case, white space, quotes, dashes and the compatibility forms of Unicode do not count."""
+    return " ".join(unicodedata.normalize("NFKC", text).translate(_LOOK_ALIKE).casefold().split())
+
+
+def facts_found(facts, answer):
+    """{place: [whether each of its facts stands in the answer]} of `facts`, {place: [words]}.
+
+    Its words stand there as whole words, one after another: "12" is neither in "112" nor, being a number, in "12.5" or "12,000".
+    """
+    answer = _folded(answer)
+    return {place: [_stands_in(_folded(words), answer) for words in listed] for place, listed in facts.items()}
+
+
+def _stands_in(words, answer):
+    number_before = r"(?<![0-9][.,])" if words[:1].isdigit() else ""
+    number_after = r"(?![.,][0-9])" if words[-1:].isdigit() else ""
+    before, after = (r"(?<!\w)" if re.match(r"\w", words[:1]) else ""), (r"(?!\w)" if re.match(r"\w", words[-1:]) else "")
+    return bool(words) and re.search(before + number_before + re.escape(words) + after + number_after, answer) is not None
+
+
+DOCUMENT = 200  # words from which on a question is a document
+_WEIGHTS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], dtype=np.uint64)  # odd
+
+
+def are_documents(questions, references):
+    """Whether half of the questions or more have at least `DOCUMENT` words and more than their reference answers: documents to sum up."""
+    pairs = ((len(question.split()), len(reference.split())) for question, reference in zip(questions, references, strict=True))
+    return float(np.mean([words >= DOCUMENT and words > wanted for words, wanted in pairs])) >= 0.5
+
+
+def four_grams(text):
+    """uint64 [words - 3, or 0]: a number for each four words in a row; the same number for the same words, in one process.
+
+    Words are what `\\w+` finds, in lower case. The numbers are sums of the words' 64-bit hashes, so that a million characters take a
+    tenth of a second and 8 bytes a word; that two different ones among a million share a number happens once in 30 million texts.
+    """
+    words = re.findall(r"\w+", text.lower())
+    hashes = np.fromiter(map(hash, words), dtype=np.int64, count=len(words)).view(np.uint64)
+    count = max(len(words) - 3, 0)
+    return sum((hashes[n : n + count] * _WEIGHTS[n] for n in range(4)), np.zeros(count, dtype=np.uint64))
+
+
+def copy_rate(document, answer):
+    """Share of the answer's 4-grams that stand in the document; None where the answer has fewer than four words.
+
+    Both as `four_grams`, the document's sorted (np.unique), so that it is searched and not read again for each answer.
+    """
+    if not len(answer):
+        return None
+    if not len(document):
+        return 0.0
+    return float((document.take(np.searchsorted(document, answer), mode="clip") == answer).mean())
+
+
+def repetition_rate(answer):
+    """Share of the answer's 4-grams that it had already said, of `four_grams`; None where it has fewer than four words."""
+    return 1 - len(np.unique(answer)) / len(answer) if len(answer) else None
+
+
+def length_ratio(reference, answer):
+    """Words of the answer for each word of the reference; None where the reference has none."""
+    wanted = len(reference.split())
+    return len(answer.split()) / wanted if wanted else None
 
 
 def bootstrap_interval(values, groups, seed=0, resamples=2000, weights=None):

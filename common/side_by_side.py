@@ -6,6 +6,7 @@ from common.run_facts import as_dict, as_list, figure, is_number
 from common.safe_text import shorten
 
 MOST_OF_AN_ANSWER = 2_400  # characters shown of a question, reference or answer
+MOST_FACTS, MOST_OF_A_FACT = 24, 80  # shown of an answer
 MOST_OF_A_REFERENCE = 100_000  # characters an answer is compared with, shown or not
 NOTE = r"\[… [\d,]+ characters not shown …\]"  # what `shorten` leaves; not the model's words
 
@@ -35,6 +36,7 @@ def examples(facts):
                 "empty": not str(as_dict(e).get("answer") or "").strip(),
                 "rougeL": figure(as_dict(e).get("rougeL")),
                 "numbers": figure(as_dict(e).get("numbers"), percent=True),
+                "facts": facts_of(as_dict(e)),
             }
             for who, e in answers
         ]
@@ -43,6 +45,15 @@ def examples(facts):
         shown.append(place | {"question": question, "reference": shorten(reference, MOST_OF_AN_ANSWER), "answers": answers})
     opened = len(first) or min(4, len(shown))
     return {"open": shown[:opened], "folded": shown[opened:], "ordered": bool(first), "count": len(shown)}
+
+
+def facts_of(example):
+    """[(whether it was found, place, words), …] of what an answer should name; of very many the missed ones first."""
+    listed = [as_dict(fact) for fact in as_list(example.get("facts"))]
+    if len(listed) > MOST_FACTS:
+        listed = sorted(listed, key=lambda fact: fact.get("found") is True)[:MOST_FACTS]
+    words = lambda fact, key: shorten(fact.get(key) or "", MOST_OF_A_FACT)  # noqa: E731
+    return [(fact.get("found") is True, words(fact, "place"), words(fact, "words")) for fact in listed]
 
 
 def marked(answer, reference):

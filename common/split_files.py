@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from common.refusal import Refusal
+from common.safe_text import shorten
 
 SIDES = ("train", "valid", "test")
 ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one for each row that is not plain ASCII
@@ -62,15 +63,17 @@ class SplitFiles:
             else:
                 self._part(side).unlink(missing_ok=True)
 
-    def in_words(self):
-        """What was written and what was left out, and the first row of each topic."""
+    def in_words(self, clip=None):
+        """What was written and what was left out, and the first row of each topic. clip: characters shown of a message; none: all."""
         lines = [f"{self.directory}/: " + ", ".join(f"{self.counts[side]:,} rows in {side}.jsonl" for side in SIDES)]
         lines += ["rows by kind: " + ", ".join(f"{count:,} {topic}" for topic, count in self.kinds.most_common())]
         lines += [f"left out: {count:,} {reason}" for reason, count in self.skipped.most_common()]
         lines += [f"  {what}" for what in self.named]
         for topic, row in self.first.items():
             lines += [f"preview, {topic}:"]
-            lines += [f"  | {turn['role']}: {line}" for turn in row["messages"] for line in turn["content"].splitlines()]
+            for turn in row["messages"]:
+                shown = turn["content"] if clip is None else shorten(turn["content"], clip)
+                lines += [f"  | {turn['role']}: {line}" for line in shown.splitlines()]
         return "\n".join(lines)
 
     def _part(self, side):

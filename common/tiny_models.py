@@ -24,12 +24,15 @@ class Tiny:
 
     family: str  # transformers' model_type
     template: str  # chat template shipped with TRL
-    special: tuple  # control tokens: begin, end of text, padding, then the template's own
+    special: tuple  # control tokens
+    begin: str | None  # which of them begins a text
+    pad: str
     end_of_turn: str
     texts: tuple  # in samples/: prose (.txt) and chats (.jsonl) to pretrain on
     markup: tuple = ()  # tokens of their own that may stand in what people write
     tie_word_embeddings: bool = True
     rope_theta: float = 500_000.0
+    answers_only: bool = False  # learn the answers of chats, short ones first; else all of the texts, in windows of `length`
     vocab_size: int = 1024
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -52,6 +55,8 @@ KNOWN = {
             *("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
             *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         ),
+        begin="<|begin_of_text|>",
+        pad="<|finetune_right_pad_id|>",
         end_of_turn="<|eot_id|>",
         texts=("base_prose.txt", "base_chats.jsonl"),
     ),
@@ -59,12 +64,30 @@ KNOWN = {
         family="qwen2",
         template="deepseek_r1_distill",
         special=("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<｜User｜>", "<｜Assistant｜>"),
+        begin="<｜begin▁of▁sentence｜>",
+        pad="<｜▁pad▁｜>",
         end_of_turn="<｜end▁of▁sentence｜>",
         texts=("mtg_base_chats.jsonl",),
         markup=("<think>", "</think>"),
         tie_word_embeddings=False,
         rope_theta=1_000_000.0,
         num_hidden_layers=3,
+    ),
+    "tiny-qwen3": Tiny(  # can find facts in 300 tokens and, though it has positions for 8,192, in no more
+        family="qwen3",
+        template="qwen3_instruct_2507",
+        special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        begin=None,
+        pad="<|endoftext|>",
+        end_of_turn="<|im_end|>",
+        texts=("legal_base_chats.jsonl",),
+        rope_theta=1_000_000.0,
+        answers_only=True,
+        num_hidden_layers=2,
+        max_position_embeddings=8192,
+        steps=280,
+        batch_size=8,
+        learning_rate=5e-3,
     ),
 }
 
@@ -120,7 +143,6 @@ def build(tiny, directory):
         else:
             chats += [json.loads(line)["messages"] for line in lines]
     tokenizer = _train_tokenizer(tiny, prose, chats)
-    ids = _training_ids(tokenizer, prose, chats)
     config = AutoConfig.for_model(
         tiny.family, vocab_size=len(tokenizer), hidden_size=tiny.hidden_size, intermediate_size=tiny.intermediate_size,
         num_hidden_layers=tiny.num_hidden_layers, num_attention_heads=tiny.num_attention_heads,
@@ -129,7 +151,8 @@ def build(tiny, directory):
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
-    loss = _pretrain(model, torch.tensor(ids), tiny)
+    batches = _answers(tokenizer, chats, tiny) if tiny.answers_only else _windows(torch.tensor(_training_ids(tokenizer, prose, chats)), tiny)
+    loss = _pretrain(model, batches, tiny)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.to(torch.bfloat16).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -149,9 +172,10 @@ def _train_tokenizer(tiny, prose, chats):
                                   initial_alphabet=byte_level.alphabet())  # fmt: skip
     bpe.train_from_iterator(prose + [m["content"] for chat in chats for m in chat], trainer)
     bpe.add_tokens([AddedToken(token, normalized=False, special=False) for token in tiny.markup])
-    begin, end, pad = tiny.special[:3]
-    bpe.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, bpe.token_to_id(begin))])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=begin, eos_token=tiny.end_of_turn, pad_token=pad,
+    if tiny.begin:
+        first = [(tiny.begin, bpe.token_to_id(tiny.begin))]
+        bpe.post_processor = processors.TemplateProcessing(single=f"{tiny.begin} $A", special_tokens=first)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=tiny.begin, eos_token=tiny.end_of_turn, pad_token=tiny.pad,
                                         model_max_length=tiny.max_position_embeddings)  # fmt: skip
     tokenizer.chat_template = chat_text.template_path(tiny.template).read_text(encoding="utf-8")
     return tokenizer
@@ -167,8 +191,37 @@ def _training_ids(tokenizer, prose, chats):
     return [i for ids in tokenizer(pieces, add_special_tokens=False)["input_ids"] for i in ids]
 
 
-def _pretrain(model, ids, tiny):
-    """Next-token training on random windows of `ids`; Muon on the hidden matrices, AdamW on embeddings and norms."""
+def _windows(ids, tiny):
+    """Batches of random windows of `ids`, every token a label."""
+    import torch
+
+    generator = torch.Generator().manual_seed(tiny.seed)
+    while True:
+        starts = torch.randint(len(ids) - tiny.length, (tiny.batch_size,), generator=generator)
+        batch = torch.stack([ids[s : s + tiny.length] for s in starts])
+        yield {"input_ids": batch, "labels": batch}
+
+
+def _answers(tokenizer, chats, tiny):
+    """Batches of whole chats of like length, with the answers as labels: the shortest first, all lengths after 70 % of the steps."""
+    import random
+
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    rows = sorted((chat_text.encode(tokenizer, chat, tiny.max_position_embeddings) for chat in chats), key=lambda row: len(row.input_ids))
+    generator = random.Random(tiny.seed)
+    for step in range(tiny.steps):
+        open_to = round(len(rows) * 4 ** (min(1, step / (0.7 * tiny.steps)) - 1))  # from a quarter of the rows to all of them
+        tokens = tiny.batch_size * tiny.length
+        chosen = generator.sample(rows[open_to // 2 : open_to], max(1, tokens // len(rows[open_to - 1].input_ids)))
+        ids, labels = (pad_sequence([torch.tensor(getattr(row, name)) for row in chosen], batch_first=True, padding_value=value)
+                       for name, value in (("input_ids", tokenizer.pad_token_id), ("labels", chat_text.IGNORED)))  # fmt: skip
+        yield {"input_ids": ids, "labels": labels, "attention_mask": (ids != tokenizer.pad_token_id).long()}
+
+
+def _pretrain(model, batches, tiny):
+    """Training on `batches` for as many steps as `tiny` says; Muon on the hidden matrices, AdamW on embeddings and norms. The last loss."""
     import torch
 
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -177,12 +230,9 @@ def _pretrain(model, ids, tiny):
         torch.optim.Muon(hidden, lr=tiny.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=tiny.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    generator = torch.Generator().manual_seed(tiny.seed)
-    for step in range(tiny.steps):
-        starts = torch.randint(len(ids) - tiny.length, (tiny.batch_size,), generator=generator)
-        batch = torch.stack([ids[s : s + tiny.length] for s in starts])
+    for step, batch in zip(range(tiny.steps), batches, strict=False):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = model(input_ids=batch, labels=batch).loss
+            loss = model(**batch).loss
         loss.backward()
         scale = min(1.0, (step + 1) / 20) * max(0.02, 1 - step / tiny.steps)
         for optimizer in optimizers:

@@ -6,19 +6,23 @@ import inspect
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import cache, chat_rows, chat_text
+from common import cache, chat_rows, chat_text, conversation_columns, safe_text
 from common.log import say
 from common.refusal import Refusal
 from common.run_directory import read_json, write_json
 
 TOKENIZER_FILES = ("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
 PACKAGES = ("transformers", "tokenizers")  # whose versions tokenise
-MODULES = ("chat_rows.py", "chat_text.py", "mixing.py", "tokenised.py")  # whose change may change what is stored
+MODULES = (  # whose change may change what is stored
+    "chat_rows.py", "chat_text.py", "conversation_columns.py", "long_documents.py", "mixing.py", "tokenised.py",
+)  # fmt: skip
 LOOKED_AT = 10**9  # bytes of data that `find` reads to tell whether a cache is theirs: most of a second
+SHOWN = 2000  # characters of each stretch of the example on the terminal
 
 
 @dataclass(frozen=True)
@@ -96,52 +100,69 @@ def find(build, files, model, **settings):
     return Tokenised(path) if path.is_dir() else None
 
 
-def encode(directory, parts, report, model, revision, max_length, bad_rows, weights, keep=("train", "validation")):
+def encode(directory, parts, report, model, revision, max_length, bad_rows, weights, keep=("train", "validation"),
+           long_documents="shorten"):  # fmt: skip
     """Tokenise `parts` ({"train": rows, "validation": …, "test": …}) into `directory`, with statistics in data.json.
 
     Equal rows (weights above 1 repeat them) are tokenised once. Rows that cannot be used are stopped at or left out
     as `bad_rows` says. Parts that are not in `keep` are only counted here: they are judged later, from their text.
+    long_documents: "drop" leaves out rows that are too long in place of shortening their document: no bad rows, and counted apart.
     """
     tokenizer = chat_text.load_tokenizer(model, revision)
-    splits, bad, first = {}, list(report["bad_rows"]), None
+    splits, bad, too_long, first = {}, list(report["bad_rows"]), [], None
     for name, rows in parts.items():
         unique = list({id(row): row for row in rows}.values())
         if not unique:
             continue
-        encoded = _tokenise(tokenizer, unique, max_length, name)
-        place, problems = {}, encoded["problem"][:]
-        for index, (row, problem) in enumerate(zip(unique, problems, strict=True)):
-            if problem:
-                raw = json.dumps({"id": row.id, "messages": row.messages}, ensure_ascii=False)
-                bad.append({"file": row.file, "line": row.line, "reason": problem, "raw": raw})
-            else:
-                place[id(row)] = index
-        if bad and bad_rows == "stop":
-            raise chat_rows.bad_row_refusal(bad)
-        kept = [row for row in rows if id(row) in place]
-        if not kept:
-            raise Refusal(f"none of the {len(rows)} {name} rows can be used; {bad[-1]['file']} line {bad[-1]['line']}: {bad[-1]['reason']}")
-        first = first or kept[0]
-        splits[name] = _statistics(encoded, kept, [place[id(row)] for row in kept]) | {"dropped": len(rows) - len(kept)}
-        if name in keep:
-            columns = encoded.select([place[id(row)] for row in kept]).select_columns(["input_ids", "labels", "length"])
-            columns.save_to_disk(str(directory / name))
+        with tempfile.TemporaryDirectory(dir=directory, ignore_cleanup_errors=True) as here:  # as large as the result: /tmp may be small
+            encoded = conversation_columns.encode(tokenizer, unique, max_length, long_documents, name, Path(here))
+            usable, unusable, dropped = _sorted_out(unique, encoded["problem"][:], encoded["whole"][:])
+            bad, too_long = bad + unusable, too_long + dropped
+            if bad and bad_rows == "stop":
+                raise chat_rows.bad_row_refusal(bad)
+            kept = [row for row in rows if id(row) in usable]
+            if not kept:
+                last = (bad + too_long)[-1]
+                raise Refusal(f"none of the {len(rows)} {name} rows can be used; {last['file']} line {last['line']}: {last['reason']}")
+            first = first or kept[0]
+            places = [usable[id(row)] for row in kept]
+            splits[name] = _statistics(encoded, kept, places) | {"dropped": len(rows) - len(kept), "too_long": len(dropped)}
+            if name in keep:
+                encoded.select(places).select_columns(["input_ids", "labels", "length"]).save_to_disk(str(directory / name))
         if name != "train":
             _write_rows(directory / f"{name}.jsonl", kept)
     example = chat_text.encode(tokenizer, first.messages, max_length)
     ending = chat_text.end_of_turn(tokenizer, example)
-    if bad:
+    if bad or too_long:
         with (directory / "skipped_rows.jsonl").open("w", encoding="utf-8") as out:
-            out.writelines(json.dumps(b, ensure_ascii=False) + "\n" for b in bad)
+            out.writelines(json.dumps(b, ensure_ascii=False) + "\n" for b in bad + too_long)
     after = Counter(row.file for row in parts["train"])
     files = {f: {**r, "weight": weights[f], "rows_after_weighting": after[f]} for f, r in report["files"].items()}
     write_json(directory / "data.json", {
         "rows_read": report["rows_read"], "bad_row_count": len(bad),
-        "split_by": report["split_by"], "too_large": report.get("too_large"),
-        "bad_rows": [{k: b[k] for k in ("file", "line", "reason")} for b in bad[: chat_rows.SHOWN]],
+        "split_by": report["split_by"], "too_large": report.get("too_large"), "too_long_count": len(too_long),
+        "bad_rows": _first(bad), "too_long": _first(too_long),
         "files": files, "splits": splits, "max_length": max_length, "end_of_turn": ending,
         "example": {"id": first.id, "spans": chat_text.marked(tokenizer, example)},
     })  # fmt: skip
+
+
+def _sorted_out(rows, problems, wholes):
+    """({id(row): its index} of what can be used, the bad rows, those that are too long): the latter as skipped_rows.jsonl has them."""
+    usable, bad, too_long = {}, [], []
+    for index, (row, problem, whole) in enumerate(zip(rows, problems, wholes, strict=True)):
+        found = {"file": row.file, "line": row.line, "reason": problem}
+        if not problem:
+            usable[id(row)] = index
+        elif whole:
+            too_long.append(found | {"id": row.id, "tokens": whole})  # what it says stands in its file, with no fault to look for
+        else:
+            bad.append(found | {"raw": json.dumps({"id": row.id, "messages": row.messages}, ensure_ascii=False)})
+    return usable, bad, too_long
+
+
+def _first(left_out):
+    return [{k: b[k] for k in ("file", "line", "reason")} for b in left_out[: chat_rows.SHOWN]]
 
 
 def describe(statistics):
@@ -160,47 +181,30 @@ def describe(statistics):
             f"length median {p['50']}, 90 % {p['90']}, longest {p['100']}; "
             f"{s['duplicates']} duplicates, {s['shortened']} shortened, {s['dropped']} dropped"
         )  # fmt: skip
+        if taken := s.get("taken"):
+            lines.append(
+                f"{'':<10} shortening took {taken['tokens']:,} tokens ({taken['share']:.1%} of what there was); "
+                f"of a shortened row median {taken['50']:,}, most {taken['100']:,}"
+            )
     if large := statistics.get("too_large"):
         lines.append(
             f"in training whatever HELD_OUT says: {large['rows']:,} rows of {large['groups']:,} sources that are larger than validation "
             f"and test want to be; the largest, {large['largest']}, has {large['largest_rows']:,}"
         )
-    if statistics["bad_row_count"]:
-        named = "; ".join(f"{b['file']} line {b['line']}: {b['reason']}" for b in statistics["bad_rows"])
-        more = statistics["bad_row_count"] - len(statistics["bad_rows"])
-        named += f"; and {more} more" if more else ""
-        lines.append(f"{statistics['bad_row_count']} rows left out, all of them in skipped_rows.jsonl: {named}")
-    shown = "".join(f"[[{s['text']}]]" if s["label"] else s["text"] for s in statistics["example"]["spans"])
+    lines += _left_out(statistics["bad_row_count"], statistics["bad_rows"])
+    lines += _left_out(statistics.get("too_long_count", 0), statistics.get("too_long", []), " as too long")
+    spans = [(s["label"], safe_text.shorten(s["text"], SHOWN)) for s in statistics["example"]["spans"]]
+    shown = "".join(f"[[{text}]]" if label else text for label, text in spans)
     lines.append(f"row {statistics['example']['id']} as the model sees it; what it learns stands in [[ ]]:")
     return "\n".join([*lines, *(f"  | {line}" for line in shown.splitlines())])
 
 
-def _tokenise(tokenizer, rows, max_length, name):
-    from datasets import Dataset, Features, Sequence, Value, disable_progress_bars
-
-    from common.hardware import cpu_cores
-
-    def batch(texts):
-        out = {name: [] for name in features}
-        for text in texts["messages"]:
-            try:
-                encoded, problem = chat_text.encode(tokenizer, json.loads(text), max_length), ""
-            except chat_rows.BadRow as reason:
-                encoded, problem = chat_text.Encoded([], [], ""), str(reason)
-            learned = sum(label != chat_text.IGNORED for label in encoded.labels)
-            values = (encoded.input_ids, encoded.labels, len(encoded.input_ids), learned, encoded.shortened, problem)
-            for key, value in zip(out, values, strict=True):
-                out[key].append(value)
-        return out
-
-    if len(rows) < 2000:
-        disable_progress_bars()  # done before a bar could be read
-    features = Features({"input_ids": Sequence(Value("int32")), "labels": Sequence(Value("int32")), "length": Value("int32"),
-                         "label_tokens": Value("int32"), "shortened": Value("string"), "problem": Value("string")})  # fmt: skip
-    texts = Dataset.from_dict({"messages": [json.dumps(row.messages) for row in rows]})
-    processes = max(1, min(cpu_cores(), len(rows) // 2000))
-    return texts.map(batch, batched=True, batch_size=256, num_proc=processes if processes > 1 else None, features=features,
-                     remove_columns=["messages"], desc=f"Tokenising {name}", keep_in_memory=False, load_from_cache_file=False)  # fmt: skip
+def _left_out(count, first, why=""):
+    if not count:
+        return []
+    named = "; ".join(f"{b['file']} line {b['line']}: {b['reason']}" for b in first)
+    more = f"; and {count - len(first)} more" if count > len(first) else ""
+    return [f"{count} rows left out{why}, all of them in skipped_rows.jsonl: {named}{more}"]
 
 
 def _statistics(encoded, rows, places):
@@ -210,11 +214,18 @@ def _statistics(encoded, rows, places):
     shortened = encoded["shortened"][:]  # the whole column: one row at a time takes as long as tokenising
     once = {id(row): row for row in rows}.values()
     distinct = {hashlib.sha256(json.dumps(row.messages).encode()).digest() for row in once}
+    counted = sorted(set(places))
+    whole = np.asarray(encoded["whole"][:])[counted]
+    taken = whole - np.asarray(encoded["length"][:])[counted]
     return {
         "rows": len(rows), "groups": len({row.group for row in rows}),
         "tokens": int(lengths.sum()), "label_tokens": int(learned.sum()),
         "length_percentiles": {str(p): int(np.percentile(lengths, p)) for p in (50, 90, 99, 100)},
-        "duplicates": len(once) - len(distinct), "shortened": sum(bool(shortened[i]) for i in set(places)),
+        "duplicates": len(once) - len(distinct), "shortened": sum(bool(shortened[i]) for i in counted),
+        "taken": {
+            "tokens": int(taken.sum()), "share": float(taken.sum() / whole.sum()),
+            **{str(p): int(np.percentile(taken[taken > 0], p)) for p in (50, 100)},
+        } if taken.any() else None,
     }  # fmt: skip
 
 

@@ -48,13 +48,19 @@ def begin(run, checkpoint, settings, model, model_name, data, report_to, notes, 
     tracking.start(report_to, run_id, settings.values)
 
 
-def not_covered(packing):
-    """What a run on this machine does not show of a run on a GPU, in sentences."""
+def not_covered(packing, tiled_mlp=None):
+    """What a run on this machine does not show of a run on a GPU, in sentences. tiled_mlp: None where the recipe has no such constant."""
     import torch
 
     if torch.cuda.is_available():
         unmeasured = "that packed rows cannot see each other has not been measured on this GPU: pytest tests/common/test_packing.py"
         return [unmeasured] if packing else []
+    if tiled_mlp is not None:
+        tiled = ", without its tiled MLP" if tiled_mlp else ""
+        return [
+            f"no GPU: Unsloth trains on the CPU with plain AdamW, layer inputs kept where they are{tiled} and without its GPU kernels; those "
+            "parts of the recipe are not exercised by this run"
+        ]
     return [
         "no GPU: Unsloth trains on the CPU with plain AdamW in place of paged 8-bit AdamW, rows grouped by length in place of packing, and "
         "without its GPU kernels; those parts of the recipe are not exercised by this run"
@@ -157,10 +163,11 @@ class Watch(TrainerCallback):
         now = time.time()
         figures = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), "seconds": round(now - self.start, 2)}
         if "eval_loss" in logs:
-            figures |= {name: logs[name] for name in ("eval_loss", "eval_bits_per_byte", "eval_exact_match") if name in logs}
-            more = f"  {logs['eval_bits_per_byte']:.4f} bits per byte" if "eval_bits_per_byte" in logs else ""
-            if "eval_exact_match" in logs:
-                more = f"  perplexity {logs['eval_perplexity']:.2f}  {logs['eval_exact_match']:.1%} answered exactly"
+            judged = ("eval_loss", "eval_perplexity", "eval_bits_per_byte", "eval_exact_match")
+            figures |= {name: logs[name] for name in judged if name in logs}
+            more = f"  perplexity {logs['eval_perplexity']:.2f}" if "eval_perplexity" in logs else ""
+            more += f"  {logs['eval_bits_per_byte']:.4f} bits per byte" if "eval_bits_per_byte" in logs else ""
+            more += f"  {logs['eval_exact_match']:.1%} answered exactly" if "eval_exact_match" in logs else ""
             self._write(f"held-out loss {logs['eval_loss']:.4f}{more}", state)
             self.last_time += logs.get("eval_runtime", 0)  # evaluation is not training time
         elif "test_loss" in logs:

@@ -2,14 +2,21 @@
 
 import hashlib
 import time
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
+
+from room import Room
 
 from common import chat_text
 from common.chat_rows import BadRow
 from common.refusal import Refusal
 
-FIRST_STAGE = 64  # tokens generated before finished answers leave the batch
+MAX_NEW_TOKENS = 512  # of an answer, unless told or the references are short
+TOKENISED_AT_ONCE = 16  # rows side by side on all cores; what the tokenizers library says of a token takes 100 bytes
+FIRST_STAGE = 64  # tokens generated before finished answers leave the batch, which is then read again
+READING = 16  # tokens of a prompt that are read in about the time in which one is written: where it has more, stages are longer
+MORE = "judge on a GPU with more, or on several (--gpus-per-model)"
 LOGITS_AT_ONCE = 1 << 28  # numbers in a batch's logits: 1 GB in fp32, whatever the vocabulary
 
 
@@ -17,8 +24,8 @@ LOGITS_AT_ONCE = 1 << 28  # numbers in a batch's logits: 1 GB in fp32, whatever 
 class Encoded:
     """One row in tokens: the prompt as a user's program would write it, and the conversation as in training, to the last end of turn."""
 
-    prompt_ids: list
-    ids: list
+    prompt_ids: array  # of C ints, 4 bytes each, for documents are long
+    ids: array
     answer_start: int  # of the last answer in `ids`
 
     answer_tokens = property(lambda self: len(self.ids) - self.answer_start)
@@ -43,23 +50,21 @@ def encode(tokenizer, rows, max_length):
     Shortened and labelled exactly as for training; of a conversation with several answers the last is judged.
     """
     found, differing = [], 0
-    for row in rows:
-        try:
-            trained = chat_text.encode(tokenizer, row.messages, max_length)
-        except BadRow as reason:
-            raise Refusal(f"row {row.id} cannot be judged: {reason}") from None
-        labels = trained.labels
-        last = max((n for n, label in enumerate(labels) if label != chat_text.IGNORED), default=None)
-        if last is None:
-            raise Refusal(f"row {row.id} has no answer token under this chat template, so it has no loss")
-        start = next(n for n in range(last, -1, -1) if n == 0 or labels[n - 1] == chat_text.IGNORED)
-        prompt = trained.input_ids[:start]
-        if not trained.shortened:
-            text = chat_text.render(tokenizer, row.messages[:-1], add_generation_prompt=True)
-            alone = tokenizer(text, add_special_tokens=False)["input_ids"]
-            differing += alone != prompt
-            prompt = alone
-        found.append(Encoded(prompt, trained.input_ids[: last + 1], start))
+    for start in range(0, len(rows), TOKENISED_AT_ONCE):
+        batch = rows[start : start + TOKENISED_AT_ONCE]
+        fitted = chat_text.fit(tokenizer, [row.messages for row in batch], max_length)
+        if broken := next(((row, reason) for row, reason in zip(batch, fitted, strict=True) if isinstance(reason, BadRow)), None):
+            raise Refusal(f"row {broken[0].id} cannot be judged: {broken[1]}")
+        texts = [chat_text.render(tokenizer, messages[:-1], add_generation_prompt=True) for messages, _ in fitted]
+        prompts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        for row, (_, trained), prompt in zip(batch, fitted, prompts, strict=True):
+            labels = trained.labels
+            last = max((n for n, label in enumerate(labels) if label != chat_text.IGNORED), default=None)
+            if last is None:
+                raise Refusal(f"row {row.id} has no answer token under this chat template, so it has no loss")
+            first = next(n for n in range(last, -1, -1) if n == 0 or labels[n - 1] == chat_text.IGNORED)
+            differing += prompt != trained.input_ids[:first]
+            found.append(Encoded(array("i", prompt), array("i", trained.input_ids[: last + 1]), first))
     if not differing:
         return found, None
     return found, (
@@ -80,27 +85,36 @@ def padded(sequences, pad, device):
     import torch
 
     width = max(map(len, sequences))
-    ids = torch.tensor([[pad] * (width - len(s)) + s for s in sequences], device=device)
-    mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
-    return ids, mask
+    ids, mask = torch.full((len(sequences), width), pad), torch.zeros((len(sequences), width), dtype=torch.long)
+    for n, sequence in enumerate(sequences):
+        ids[n, width - len(sequence) :] = torch.tensor(sequence)
+        mask[n, width - len(sequence) :] = 1
+    return ids.to(device), mask.to(device)
 
 
-def halving(batch_size, sequences, work, fix="lower --max-new-tokens"):
-    """`work(indices)` for batches of similar length, longest first; a batch that ends the GPU's memory is tried again in halves."""
+def halving(batch_size, sequences, work, fix, room=None, new=0, cached=False, beside=0):
+    """`work(indices, read)` for batches of similar length, longest first, of as many as `room` has place for.
+
+    A batch that ends the GPU's memory is tried again in halves, a single row by reading it in pieces of `read` tokens. new, cached, beside:
+    what `room` is asked for besides (`Room.batch`).
+    """
     import torch
 
     waiting = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+    room = room or Room(None, 0)
     while waiting:
+        size, read = room.batch(min(batch_size, len(waiting)), len(sequences[waiting[0]]), new, cached, beside)
         try:
-            work(waiting[:batch_size])
+            work(waiting[:size], read)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            if batch_size == 1:
-                longest = len(sequences[waiting[0]])
+            longest = len(sequences[waiting[0]])
+            if size > 1:
+                batch_size = size // 2
+            elif not room.tighten():
                 raise Refusal(f"one row of {longest} tokens does not fit the GPU's memory; {fix}") from error
-            batch_size //= 2
             continue
-        del waiting[:batch_size]
+        del waiting[:size]
 
 
 def losses(model, rows, batch_size, pad):
@@ -115,32 +129,58 @@ def losses(model, rows, batch_size, pad):
     answer = max(row.answer_tokens for row in rows)
 
     @torch.inference_mode()
-    def work(indices):
+    def work(indices, read):
         batch = [rows[index] for index in indices]
         ids, mask = padded([row.ids for row in batch], pad, device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
         kept = max(row.answer_tokens for row in batch) + 1  # logits of the answer and of the token before it; it stands at the right
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=kept, use_cache=False).logits[:, -kept:]
+        logits = last_logits(model, ids, mask, kept, read)
         for index, row, scores, tokens in zip(indices, batch, logits, ids, strict=True):
             wanted = tokens[-row.answer_tokens :]
             scores = scores[-row.answer_tokens - 1 : -1].float()
             results[index] = (torch.nn.functional.cross_entropy(scores, wanted, reduction="sum").item(), row.answer_tokens)
 
-    room = max(1, LOGITS_AT_ONCE // (vocabulary * (answer + 1)))
-    halving(min(batch_size, room), [row.ids for row in rows], work)
+    size = max(1, LOGITS_AT_ONCE // (vocabulary * (answer + 1)))
+    beside = 8 * vocabulary * (answer + 1)  # logits as the model gives them, and of one row in fp32
+    halving(min(batch_size, size), [row.ids for row in rows], work, MORE, Room.of(model), beside=beside)
     return results
 
 
-def generate(model, tokenizer, rows, ends, pad, max_new_tokens, batch_size, sampling):
-    """(answers in the order of `rows`, generated tokens, seconds). Answers stop at any end id.
+def last_logits(model, ids, mask, kept, read=None):
+    """[rows, kept, vocabulary]: the logits of the last `kept` tokens. With `read` the others are read in pieces of so many tokens."""
+    from transformers import DynamicCache
 
-    A batch costs as much for one unfinished answer as for all, so it goes on for 64 tokens, then those unfinished are batched anew, with
-    what they have said as part of the prompt, for 64, 128, 256, … more.
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    before = max(0, ids.shape[1] - kept) if read else 0
+    cache = DynamicCache(config=model.config.get_text_config()) if before else None
+    for start in range(0, before, read or 1):
+        end = min(start + read, before)
+        piece = {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end], "position_ids": positions[:, start:end]}
+        model(**piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    rest = {"input_ids": ids[:, before:], "attention_mask": mask, "position_ids": positions[:, before:], "past_key_values": cache}
+    return model(**rest, logits_to_keep=kept, use_cache=cache is not None).logits[:, -kept:]
+
+
+@dataclass(frozen=True)
+class Given:
+    """The answers of a model, in the order of the rows that it was asked."""
+
+    texts: list
+    stopped: list  # whether each ended with an end id, not at the most tokens it may have or the last position that the model knows
+    tokens: int  # of all answers
+    seconds: float
+
+
+def generate(model, tokenizer, rows, ends, pad, max_new_tokens, batch_size, sampling):
+    """What the model answers to `rows` (`Encoded`), as `Given`. Answers stop at any id of `ends`.
+
+    A batch costs as much for one unfinished answer as for all, so it goes on for a stage of 64 tokens, then those unfinished are batched
+    anew, with what they have said as part of the prompt, for 64, 128, 256, … more. Reading the prompts again must be cheap beside that:
+    with long ones stages are longer, and a row alone has only one.
     """
     import torch
     from transformers import GenerationConfig
 
-    device = next(model.parameters()).device
+    device, room = next(model.parameters()).device, Room.of(model)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     said = [[] for _ in rows]
     config = {"eos_token_id": sorted(ends), "pad_token_id": pad, "use_cache": True, "do_sample": sampling != "greedy"}
@@ -148,31 +188,33 @@ def generate(model, tokenizer, rows, ends, pad, max_new_tokens, batch_size, samp
         torch.manual_seed(sampling["seed"])
         config |= {"temperature": sampling["temperature"], "top_p": sampling["top_p"], "top_k": 0}
 
-    start, total = time.perf_counter(), 0
-    while total < max_new_tokens:
-        stage = min(max(total, FIRST_STAGE), max_new_tokens - total)
-        going = [
-            n
-            for n, row in enumerate(rows)
-            if len(said[n]) == total and not ends & set(said[n][-1:]) and len(row.prompt_ids) + total < limit
-        ]
-        if not going:
-            break
-        prompts = [rows[n].prompt_ids + said[n] for n in going]
+    def is_going(n):
+        return len(said[n]) < max_new_tokens and not ends & set(said[n][-1:]) and len(rows[n].prompt_ids) + len(said[n]) < limit
+
+    start = time.perf_counter()
+    while going := [n for n in range(len(rows)) if is_going(n)]:
+        prompts = [rows[n].prompt_ids + array("i", said[n]) for n in going]
 
         @torch.inference_mode()
-        def work(indices, going=going, prompts=prompts, stage=stage):
+        def work(indices, read, going=going, prompts=prompts):
             ids, mask = padded([prompts[index] for index in indices], pad, device)
-            room = min(stage, limit - ids.shape[1])  # not past the positions that the model knows
-            model.generation_config = GenerationConfig(**config, max_new_tokens=room)
+            written = [len(said[going[index]]) for index in indices]
+            most = min(max_new_tokens - max(written), limit - ids.shape[1])  # not past the positions that the model knows
+            stage = most if len(indices) == 1 else min(most, stage_of(min(written), ids.shape[1]))
+            model.generation_config = GenerationConfig(**config, max_new_tokens=stage, prefill_chunk_size=read)
             found = model.generate(input_ids=ids, attention_mask=mask)[:, ids.shape[1] :].tolist()
             for index, tokens in zip(indices, found, strict=True):
                 end = next((n + 1 for n, token in enumerate(tokens) if token in ends), len(tokens))
                 said[going[index]] += tokens[:end]
 
-        halving(batch_size, prompts, work)
-        total += stage
+        halving(batch_size, prompts, work, f"lower --max-new-tokens, or {MORE}", room, max_new_tokens, cached=True)
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said], sum(map(len, said)), seconds
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said]
+    return Given(texts, [bool(ends & set(tokens[-1:])) for tokens in said], sum(map(len, said)), seconds)
+
+
+def stage_of(written, longest):
+    """Tokens to write before the unfinished are batched anew, after `written`, of prompts of up to `longest` tokens."""
+    return max(FIRST_STAGE, written, longest // READING)

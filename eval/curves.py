@@ -27,15 +27,18 @@ def draw(results, name, path, last_step=None):
     style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6"}
     with pyplot.rc_context(style):
         shown = measures.judged(results)
-        rows = 2 if len(shown) > 3 else 1
-        columns = max(4, -(-(len(shown) + 1) // rows))  # and one panel for the legend
+        panels = len(shown) + 1  # and one for the legend
+        rows = 1 if panels <= 4 else 2 if panels <= 10 else -(-panels // 4)
+        columns = max(4, -(-panels // rows))
         figure, axes = pyplot.subplots(rows, columns, figsize=(3.75 * columns, 3.5 * rows + 0.3 * (rows == 1)), layout="constrained")
         for panel, (key, metric) in zip(axes.flat, shown.items(), strict=False):
-            _panel(panel, key, points, base, chosen, metric.digits)
+            _panel(panel, key, points, base, chosen, metric)
             better = ", lower is better" if metric.better == "lower" else ""
             panel.set_title(metric.name + better, loc="left", fontsize=11)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             panel.set_xlabel("step")
+        for panel in axes.flat[len(shown) : -1]:
+            panel.axis("off")
         _legend(axes.flat[-1], results, chosen)
         figure.suptitle(f"{name}: held-out figures over training", x=0.012, ha="left", fontsize=14)
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
@@ -45,7 +48,7 @@ def draw(results, name, path, last_step=None):
     return True
 
 
-def _panel(panel, key, points, base, chosen, digits):
+def _panel(panel, key, points, base, chosen, metric):
     before = base["metrics"].get(key) if base else None
     if before:
         panel.axhspan(before["low"], before["high"], color=BASE, alpha=0.15, lw=0)
@@ -64,6 +67,8 @@ def _panel(panel, key, points, base, chosen, digits):
     panel.set_xlim(-0.03 * max(steps[-1], 1), 1.08 * max(steps[-1], 1))
     middle, span = (min(lows) + max(highs)) / 2, max(max(highs) - min(lows), 0.02)  # equal figures are no cliff
     panel.set_ylim(middle - 0.56 * span, middle + 0.62 * span)
+    if metric.about == "fact":  # places compare
+        panel.set_ylim(-0.03, 1.12)
     if key == "perplexity" and max(highs) > 20 * min(means):
         panel.set_yscale("log")
         panel.set_ylim(0.9 * min(lows), 1.15 * max(highs))
@@ -72,7 +77,8 @@ def _panel(panel, key, points, base, chosen, digits):
             panel.plot([step], [figures["mean"]], marker="o", ms=9, mfc="none", mec=BEST, mew=2)
             behind = {"fc": "white", "ec": "none", "alpha": 0.75, "pad": 1}
             place = {"xytext": (0, 10), "textcoords": "offset points", "ha": "center"}
-            panel.annotate(f"{figures['mean']:.{digits}f}", (step, figures["mean"]), color=BEST, fontweight="bold", bbox=behind, **place)
+            text = f"{figures['mean']:.{metric.digits}f}"
+            panel.annotate(text, (step, figures["mean"]), color=BEST, fontweight="bold", bbox=behind, **place)
 
 
 def _legend(panel, results, chosen):

@@ -5,7 +5,8 @@
 
 RUN_DIR is a run directory such as outputs/llama32_qlora; without it the newest under outputs/. The base's weights are loaded once and
 the adapters swapped on them. What is judged already with the same settings and weights is not judged again. A broken checkpoint
-is named at the end and the exit code is 1; the others are judged all the same. With several GPUs each takes its share.
+is named at the end and the exit code is 1; the others are judged all the same. With several GPUs each takes its share, and a model
+that does not fit one of them beside its longest row lies on as many as it needs.
 A pretraining run has no base; its checkpoints are judged by their loss on held-out tokens.
 """
 
@@ -33,7 +34,7 @@ def parse(arguments=None):
         type=flags.positive_or_auto,
         default="auto",
         metavar="N",
-        help="processes (default: one per GPU; for a small model on a CPU, several)",
+        help="processes (default: as many as models have GPUs; for a small model on a CPU, several)",
     )
     parser.add_argument("--only", metavar="NAMES", help="judge only these, separated by commas, such as base,checkpoint-100")
     parser.add_argument("--no-summary", action="store_true", help="write each model's JSON and nothing else")
@@ -72,6 +73,7 @@ def judge_models(run, names, options, failures=None):
         how = f"in {time.perf_counter() - start:.1f} s" if fresh else "judged before"
         how = f"same weights as {result['same_weights_as']}" if fresh and "same_weights_as" in result else how
         rouge = f", ROUGE-L {found['rougeL']['mean']:.3f}" if found.get("rougeL") else ""
+        rouge += f", facts {found['fact_recall']['mean']:.2f}" if found.get("fact_recall") else ""
         bits = f", {found['bits_per_byte']['mean']:.3f} bits per byte" if found.get("bits_per_byte") else ""
         print(f"{name}: loss {found['loss']['mean']:.3f}{rouge}{bits}, {how}", flush=True)
     for note in judge.notes:
@@ -79,9 +81,9 @@ def judge_models(run, names, options, failures=None):
     return failed
 
 
-def judge_in_workers(run, names, count, arguments):
-    """The same in `count` processes, each with a GPU of its own where there are GPUs; {name: sentence} of what failed."""
-    devices = gpus()
+def judge_in_workers(run, names, count, arguments, per_model=1):
+    """The same in `count` processes, each with `per_model` GPUs of its own where there are GPUs; {name: sentence} of what failed."""
+    devices = groups(gpus(), per_model)
     workers = []
     cores = {} if devices else {"OMP_NUM_THREADS": str(max(1, hardware.cpu_cores() // count))}
     for number, share in enumerate(shares(run, names, count)):
@@ -89,6 +91,7 @@ def judge_in_workers(run, names, count, arguments):
         write_json(failures, dict.fromkeys(share, "its process died before it was judged; its last lines stand above"))
         environment = os.environ | cores | ({"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {})
         command = [sys.executable, __file__, str(run.path), *arguments, "--workers", "1", "--only", ",".join(share), "--no-summary"]
+        command += ["--gpus-per-model", str(per_model)] if devices else []
         workers.append((subprocess.Popen(command, env=environment | {"EVAL_FAILURES": str(failures)}), failures))
     failed = {}
     for process, failures in workers:
@@ -111,10 +114,10 @@ def shares(run, names, count):
     return [[name for job in jobs[start::count] for name in job] for start in range(min(count, len(jobs)))]
 
 
-def default_workers(run, names):
-    """One per GPU; on a CPU, where a small model cannot use many cores, two or more that share them; else one."""
+def default_workers(run, names, per_model=1):
+    """One for the GPUs of each model; on a CPU, where a small model cannot use many cores, two or more that share them; else one."""
     if gpus():
-        return len(gpus())
+        return len(groups(gpus(), per_model))
     import saved_model
 
     try:
@@ -130,6 +133,20 @@ def gpus():
     count = len(hardware.gpus())
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return (named or [str(number) for number in range(count)])[:count]
+
+
+def gpus_per_model(run, kind, options):
+    """How many GPUs each model is to lie on: as flagged, else as few as hold it with the longest row."""
+    if not kind.HAS_BASE or (len(gpus()) < 2 and options.gpus_per_model == "auto"):
+        return 1
+    import placement
+
+    return placement.needed(run, options, kind.Rows.of(run, options.rows).all)[0]
+
+
+def groups(devices, size):
+    """`devices` by `size`, each group as CUDA_VISIBLE_DEVICES names it; those left over, too few for a model, belong to none."""
+    return [",".join(devices[start : start + size]) for start in range(0, len(devices) - size + 1, size)]
 
 
 def main():
@@ -148,10 +165,11 @@ def main():
         raise Refusal(f"{run.path} has no {strange[0]}; it has {', '.join(known)}")
     kind.require_rows(run, options.rows)  # refuses before anything heavy is imported
     before = written(run, names)
-    count = min(len(names), options.workers if options.workers != "auto" else default_workers(run, names))
+    per_model = gpus_per_model(run, kind, options)
+    count = min(len(names), options.workers if options.workers != "auto" else default_workers(run, names, per_model))
     if count > 1:
         arguments = [a for a in sys.argv[1:] if a != options.run_dir]
-        failed = judge_in_workers(run, names, count, arguments)
+        failed = judge_in_workers(run, names, count, arguments, per_model)
     else:
         failed = judge_models(run, names, options, os.environ.get("EVAL_FAILURES"))
     if options.no_summary:

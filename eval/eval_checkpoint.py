@@ -6,6 +6,8 @@
     python eval/eval_checkpoint.py --checkpoint base --run-dir outputs/llama32_qlora
 
 An adapter, a merged or a full model, loaded with plain transformers and PEFT: so this also checks the files that training left.
+Where the questions are documents, also what is copied and repeated, how long answers are and whether they end; where rows list facts, how
+many are named, by their place in the document. A model that does not fit one GPU beside its longest row lies on several.
 Of a pretraining run: loss and bits per byte on held-out tokens, and continuations beside the true text. There is no base.
 The figures go to eval/<name>.json in the run directory; what is there with the same settings is not judged twice.
 """

@@ -33,6 +33,13 @@ def add_generation_flags(parser):
     parser.add_argument("--rows", type=positive, metavar="N", help="judge N rows, spread over the file (default: all)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer (default: 512 or twice the references)")
     parser.add_argument("--batch-size", type=positive_or_auto, default="auto", metavar="N", help="default: auto, halved when memory ends")
+    parser.add_argument(
+        "--gpus-per-model",
+        type=positive_or_auto,
+        default="auto",
+        metavar="N",
+        help="spread each model over N GPUs (default: auto, as few as hold its weights and the longest row)",
+    )
     parser.add_argument("--greedy", action="store_true", help="the likeliest token each time; this is the default")
     parser.add_argument("--temperature", type=float, metavar="T", help="sample at this temperature instead of greedily")
     parser.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest tokens that together have this probability")

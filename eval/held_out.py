@@ -41,7 +41,10 @@ def _row(line, place):
         messages = [{"role": m["role"], "content": m["content"]} for m in found["messages"]]
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise ValueError("a question and, last, the assistant's reference answer are needed")
-        return Row(str(found.get("id", place)), str(found.get("group", found.get("id", place))), messages, found.get("facts") or {})
+        facts = found.get("facts") or {}
+        if not isinstance(facts, dict) or not all(isinstance(w, list) and all(isinstance(x, str) for x in w) for w in facts.values()):
+            raise ValueError("its facts are no lists of words by place")
+        return Row(str(found.get("id", place)), str(found.get("group", found.get("id", place))), messages, facts)
     except (ValueError, KeyError, TypeError) as error:
         raise Refusal(f"{place} is no held-out row: {error!r}; the training run writes this file, do not edit it") from None
 
@@ -63,5 +66,9 @@ def examples(rows, count=EXAMPLES):
 
 def digest(rows):
     """A name for exactly these rows."""
-    content = json.dumps([[row.id, row.group, row.messages] for row in rows], ensure_ascii=False)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    found = hashlib.sha256(b"[")
+    for n, row in enumerate(rows):  # one after another: documents are long
+        content = [row.id, row.group, row.messages] + ([row.facts] if row.facts else [])
+        found.update((", " * (n > 0) + json.dumps(content, ensure_ascii=False)).encode())
+    found.update(b"]")
+    return found.hexdigest()[:16]

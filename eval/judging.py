@@ -5,10 +5,13 @@ import json
 import logging
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import answers
+import documents
 import held_out
+import placement
 import saved_model
 
 from common import scores
@@ -16,7 +19,6 @@ from common.refusal import Refusal
 from common.run_directory import read_json, step_of, write_json
 
 JUDGE = 1  # raise it when a figure's meaning changes: everything is judged again
-MAX_NEW_TOKENS = 512  # of an answer, unless told or the references are short
 BATCH = 64  # rows at a time unless told
 HAS_BASE = True  # a model that training began with, to compare with
 
@@ -27,6 +29,17 @@ class Rows:
 
     test: list
     validation: list | None  # None where the run has no validation.jsonl
+
+    all = property(lambda self: [*self.test, *(self.validation or [])])
+
+    @cached_property
+    def digests(self):
+        """{"test", "validation"}: names for exactly these rows."""
+        return {"test": held_out.digest(self.test), "validation": held_out.digest(self.validation) if self.validation else None}
+
+    @cached_property
+    def documents(self):
+        return documents.Documents(self.test)
 
     @classmethod
     def of(cls, run, limit):
@@ -79,12 +92,16 @@ class Judge:
         self.device, dtype = device_and_dtype()
         quiet()
         self.dtype = str(dtype).removeprefix("torch.")
-        self.models = saved_model.Models(self.device, dtype)
+        self.models = saved_model.Models(self.device, dtype, self._max_memory())
         self.notes = []
         self.judged = {}  # (settings_key, weights) -> result, of this process
+        self._encoded = {}  # the tokenizer's digest -> the rows in its tokens
 
     def _read_rows(self):
         return Rows.of(self.run, self.options.rows)
+
+    def _max_memory(self):
+        return placement.needed(self.run, self.options, self.rows.all)[1]
 
     def _open(self, name, path):
         return open_saved(self.run, name, path)
@@ -101,8 +118,7 @@ class Judge:
         base = "as saved" if not four_bit else "NF4, written out as float32 once" if self.device == "cpu" else "NF4"
         return {
             "judge": JUDGE,
-            "test": held_out.digest(self.rows.test),
-            "validation": held_out.digest(self.rows.validation) if self.rows.validation else None,
+            **self.rows.digests,
             "rows": len(self.rows.test),
             "max_new_tokens": self._max_new_tokens(tokenizer) if answering else 0,
             "max_length": self._max_length(),
@@ -112,6 +128,7 @@ class Judge:
             "base_weights": base,
             "tokenizer": tokenizer_digest,
             "loaded_with": "transformers and PEFT, without Unsloth",
+            **self.rows.documents.settings(),
         }
 
     def __call__(self, name, path, output, answering=True):
@@ -142,7 +159,7 @@ class Judge:
             write_json(output, result)
             return result, True
         model = self.models.use(saved, base, settings["4bit"])
-        result = identity | self._counts() | self._figures(model, tokenizer, answering)
+        result = identity | self._counts() | self._figures(model, tokenizer, digest, answering)
         if result["metrics"]["loss"]["mean"] != result["metrics"]["loss"]["mean"]:
             raise Refusal(f"the loss of {name} is NaN though its weights are finite: it overflows in {self.dtype}; take an earlier one")
         write_json(output, result)
@@ -155,11 +172,9 @@ class Judge:
         found = {(r.get("settings_key"), r.get("weights")): r for r in on_disk if "metrics" in r} | self.judged
         return found.get((key, weights))
 
-    def _figures(self, model, tokenizer, answering):
+    def _figures(self, model, tokenizer, digest, answering):
         test, validation, options = self.rows.test, self.rows.validation or [], self.options
-        encoded, note = answers.encode(tokenizer, [*test, *validation], self._max_length())
-        if note and note not in self.notes:
-            self.notes.append(note)
+        encoded = self._in_tokens(tokenizer, digest)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         size = BATCH if options.batch_size == "auto" else options.batch_size
         start = time.perf_counter()
@@ -175,38 +190,50 @@ class Judge:
             return {"metrics": figures, "speed": None, "examples": []}
         ends = answers.end_ids(tokenizer, model, encoded)
         prompts = encoded[: len(test)]
-        most = self._max_new_tokens(tokenizer)
-        given, produced, seconds = answers.generate(model, tokenizer, prompts, ends, pad, most, size, options.sampling)
-        rouges = [scores.rouge(row.reference, answer) for row, answer in zip(test, given, strict=True)]
-        numbers = [scores.numbers_recalled(row.reference, answer) for row, answer in zip(test, given, strict=True)]
-        short, exact = scores.are_short([row.reference for row in test]), map(scores.is_exact, (row.reference for row in test), given)
+        given = answers.generate(model, tokenizer, prompts, ends, pad, self._max_new_tokens(tokenizer), size, options.sampling)
+        pairs = [(row.reference, answer) for row, answer in zip(test, given.texts, strict=True)]
+        rouges, numbers = ([score(*pair) for pair in pairs] for score in (scores.rouge, scores.numbers_recalled))
+        about = self.rows.documents
+        if about.note() and about.note() not in self.notes:
+            self.notes.append(about.note())
         return {
             "metrics": figures
             | {
                 **{name: _mean([found[name] for found in rouges], test) for name in scores.ROUGE_NAMES},
                 "numbers": _mean(numbers, test),
-                **({"exact": _mean(list(exact), test)} if short else {}),
+                **({"exact": _mean([scores.is_exact(*pair) for pair in pairs], test)} if scores.are_short([r for r, _ in pairs]) else {}),
+                **{name: _mean(values, test) for name, values in about.figures(given.texts, given.stopped).items()},
             },
+            **({"of_references": about.of_references} if about.to_sum_up else {}),
             "speed": {
-                "tokens_per_second": round(produced / seconds, 1),
-                "seconds_per_answer": round(seconds / len(test), 4),
-                "generated_tokens": produced,
-                "prompt_and_answer_tokens": produced + sum(len(row.prompt_ids) for row in prompts),
-                "seconds_of_generation": round(seconds, 2),
+                "tokens_per_second": round(given.tokens / given.seconds, 1),
+                "seconds_per_answer": round(given.seconds / len(test), 4),
+                "generated_tokens": given.tokens,
+                "prompt_and_answer_tokens": given.tokens + sum(len(row.prompt_ids) for row in prompts),
+                "seconds_of_generation": round(given.seconds, 2),
                 "seconds_of_loss": round(loss_seconds, 2),
                 "batch_size": size,
             },
             "examples": [
-                {"id": test[n].id, "group": test[n].group, "question": test[n].question, "reference": test[n].reference, "answer": given[n],
-                 "rougeL": rouges[n]["rougeL"], "numbers": numbers[n]}
+                {"id": test[n].id, "group": test[n].group, "question": documents.clipped(test[n].question), "reference": test[n].reference,
+                 "answer": given.texts[n], "rougeL": rouges[n]["rougeL"], "numbers": numbers[n], **about.example(n, given.texts[n])}
                 for n in held_out.examples(test)
             ],
         }  # fmt: skip
 
+    def _in_tokens(self, tokenizer, digest):
+        """The test rows and the validation rows behind them as `answers.Encoded`, once for all models with this tokenizer."""
+        if digest not in self._encoded:
+            encoded, note = answers.encode(tokenizer, self.rows.all, self._max_length())
+            self._encoded = {digest: encoded}
+            if note and note not in self.notes:
+                self.notes.append(note)
+        return self._encoded[digest]
+
     def _max_new_tokens(self, tokenizer):
         """As asked; else 512, or twice the longest reference: an answer that runs on past that is wrong already."""
         longest = max(len(ids) for ids in tokenizer([row.reference for row in self.rows.test], add_special_tokens=False)["input_ids"])
-        return self.options.max_new_tokens or min(MAX_NEW_TOKENS, 2 * longest)
+        return self.options.max_new_tokens or min(answers.MAX_NEW_TOKENS, 2 * longest)
 
     def _max_length(self):
         return read_json(self.run.constants, {}).get("MAX_SEQ_LENGTH") or 1 << 30

@@ -42,6 +42,9 @@ class Judge(judging.Judge):
         held = held_out_tokens.read(self.run.held_out_tokens)
         return held.some(self.options.rows) if self.options.rows else held
 
+    def _max_memory(self):
+        return None  # a model that is pretrained here lies on one GPU
+
     def _open(self, name, path):
         if path is None:
             raise Refusal(f"{self.run.path.name} was trained from scratch, so it has no base model; name one of its checkpoints")
@@ -108,7 +111,7 @@ class Judge(judging.Judge):
     def _beginning(self):
         return max(1, min(BEGINNING, self.rows.context // 3))
 
-    def _figures(self, model, tokenizer, answering):
+    def _figures(self, model, tokenizer, digest, answering):
         tokenizer, sizes = tokenizer
         self._require_fit(model)
         start = time.perf_counter()
@@ -172,14 +175,14 @@ def losses(model, held, batch_size):
     inputs = held.ids[:, :-1].astype(np.int64)
 
     @torch.inference_mode()
-    def work(indices):
+    def work(indices, read):  # a row of such a run is read whole
         ids, wanted = (torch.from_numpy(array[indices]).to(device) for array in (inputs, labels))
         logits = model(input_ids=ids, use_cache=False).logits.float()
         nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none", ignore_index=-100)
         found[indices] = nats.view(wanted.shape).double().sum(1).cpu().numpy()
 
-    room = max(1, answers.LOGITS_AT_ONCE // (model.config.vocab_size * held.context))
-    answers.halving(min(batch_size, room), inputs, work, "judge on a GPU with more, or on the CPU (CUDA_VISIBLE_DEVICES= )")
+    size = max(1, answers.LOGITS_AT_ONCE // (model.config.vocab_size * held.context))
+    answers.halving(min(batch_size, size), inputs, work, "judge on a GPU with more, or on the CPU (CUDA_VISIBLE_DEVICES= )")
     return found
 
 

@@ -153,10 +153,13 @@ def read_tensors(path):
 
 
 class Models:
-    """Loads one model after another; the base's weights once, adapters swapped on them."""
+    """Loads one model after another; the base's weights once, adapters swapped on them.
 
-    def __init__(self, device, dtype):
-        self.device, self.dtype = device, dtype
+    max_memory: {GPU: bytes of weights}, accelerate's, to spread each model over these GPUs; None: all of it on `device`.
+    """
+
+    def __init__(self, device, dtype, max_memory=None):
+        self.device, self.dtype, self.max_memory = device, dtype, max_memory
         self._base = self._base_key = self._peft = None
         self._loaded = 0
 
@@ -220,13 +223,19 @@ class Models:
             settings["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
             )
+        place = {"device_map": "auto", "max_memory": self.max_memory} if self.max_memory else {"device_map": {"": self.device}}
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(saved.source, device_map={"": self.device}, **settings)
+            model, report = AutoModelForCausalLM.from_pretrained(saved.source, **place, **settings)
         except Exception as error:  # whatever transformers, safetensors or the hub raise for a directory or a name
             raise Refusal(f"{saved.source} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
             raise Refusal(f"{saved.source} lacks {len(missing)} tensors of its config, the first {missing[0]}; it was not saved whole")
+        if outside := sorted({str(d) for d in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"} if self.max_memory else ()):
+            raise Refusal(
+                f"{saved.source} does not fit {len(self.max_memory)} GPUs beside its longest row: parts of it came to lie on the "
+                f"{' and the '.join(outside)}; raise --gpus-per-model, or judge on GPUs with more memory"
+            )
         if load_in_4bit and self.device == "cpu":
             model = dequantised(model).to(self.dtype)
         broken = [name for name, tensor in model.named_parameters() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]

@@ -1,5 +1,7 @@
 """The judged models as a table, for the terminal and as Markdown, and which of them is best."""
 
+from itertools import groupby
+
 from common import measures
 from common.run_directory import step_of
 from common.run_facts import ROUGH_BELOW
@@ -9,6 +11,14 @@ LEGEND = (
     "the rest on test.jsonl. Losses are nats per answer token; numbers is the share of the reference's numbers that the answer has,\n"
     "exact that of answers that are the reference; tok/s is of whole batches"
 )
+OF_FACTS = (
+    ".\nFacts is the share of the facts listed with a row that stand in the answer word for word, of all and by their place in the document"
+)
+OF_DOCUMENTS = (
+    ".\nOf four words in a row in an answer, copied is the share that stands in the document{usual}, repeated the share said before;\n"
+    "length ratio is the answer's words over the reference's, stopped the share of answers that ended by themselves"
+)
+ONE_BLOCK, BLOCK = 110, 120  # columns of a terminal that a table may take: whole, and cut into blocks under each other
 OF_TOKENS = (
     "mean [95 % bootstrap interval, resampling {resampled}]. Loss is nats per held-out token;\n"
     "bits per byte are those of the tokens over the UTF-8 bytes they stand for, so that tokenizers compare; tok/s is of judging"
@@ -60,13 +70,13 @@ def _verdict_of_tokens(name, result):
     return f"best: {name}, the lowest loss on held-out tokens ({loss:.3f}{in_bits}; {beside})"
 
 
-def _cells(results):
+def _columns(results):
+    """[(what the figures are about, heading, [a cell for each model]), …] behind the models' names."""
     shown = measures.judged(results) if results else measures.METRICS
-    speeds = ["tok/s"] if _of_tokens(results) else ["tok/s", "s/answer"]
-    yield ["model", *(metric.name for metric in shown.values()), *speeds]
-    for r in results:
-        figures = (_figure(r["metrics"].get(key), metric.digits) for key, metric in shown.items())
-        yield [r["name"], *figures, *_speed(r["speed"])[: len(speeds)]]
+    for key, metric in shown.items():
+        yield metric.about, metric.name, [_figure(r["metrics"].get(key), metric.digits) for r in results]
+    for place, name in enumerate(["tok/s"] if _of_tokens(results) else ["tok/s", "s/answer"]):
+        yield "speed", name, [_speed(r["speed"])[place] for r in results]
 
 
 def _speed(found):
@@ -80,15 +90,34 @@ def _figure(found, digits):
 
 
 def text(results):
-    """Aligned with spaces; the metrics under each other in two blocks where one would be too wide for a terminal."""
-    rows = list(_cells(results))
-    half = 4
-    blocks = [rows] if _width(rows) <= 110 else [[row[:half] for row in rows], [[row[0], *row[half:]] for row in rows]]
-    return "\n\n".join(_aligned(block) for block in blocks) + f"\n{_counts(results)}{_legend(results)}"
+    """Aligned with spaces; where it would be too wide for a terminal, the figures about one thing under those about another."""
+    names = ("", "model", [r["name"] for r in results])
+    columns = list(_columns(results))
+    blocks = [columns] if _width([names, *columns]) <= ONE_BLOCK else _blocks(names, columns)
+    return "\n\n".join(_aligned([names, *block]) for block in blocks) + f"\n{_counts(results)}{_legend(results)}"
+
+
+def _blocks(names, columns):
+    """The columns in blocks of at most `BLOCK` characters, losses in the first; what is about one thing stays together where it can."""
+    blocks = [[]]
+    for _, group in groupby(columns, key=lambda column: column[0]):
+        group = list(group)
+        if _width([names, *blocks[-1], *group]) > BLOCK and blocks[-1]:
+            blocks.append([])
+        for column in group:
+            if blocks[-1] and _width([names, *blocks[-1], column]) > BLOCK:
+                blocks.append([])
+            blocks[-1].append(column)
+    return blocks
 
 
 def _legend(results):
-    return OF_TOKENS.format(resampled=results[0]["resampled"]) if _of_tokens(results) else LEGEND
+    if _of_tokens(results):
+        return OF_TOKENS.format(resampled=results[0]["resampled"])
+    about = {metric.about for metric in measures.judged(results).values()} if results else ()
+    usual = next((r["of_references"] for r in results if r.get("of_references")), {}).get("copy_rate")
+    usual = f" (of the references' {usual:.2f})" if usual is not None else ""
+    return LEGEND + OF_FACTS * ("fact" in about) + OF_DOCUMENTS.format(usual=usual) * ("document" in about)
 
 
 def _counts(results):
@@ -99,23 +128,24 @@ def _counts(results):
     return f"{found} of {groups} groups" + ("; intervals from so few groups are rough. " if groups < ROUGH_BELOW else ". ")
 
 
-def _widths(rows):
-    return [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+def _widths(columns):
+    return [max(len(name), *map(len, cells)) if cells else len(name) for _, name, cells in columns]
 
 
-def _width(rows):
-    return sum(_widths(rows)) + 2 * (len(rows[0]) - 1)
+def _width(columns):
+    return sum(_widths(columns)) + 2 * (len(columns) - 1)
 
 
-def _aligned(rows):
-    widths = _widths(rows)
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def _aligned(columns):
+    rows = zip(*([name, *cells] for _, name, cells in columns), strict=True)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, _widths(columns), strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def markdown(results, failed):
     """The table, the verdict and what could not be judged, for table.md."""
-    head, *rows = _cells(results)
+    columns = [("", "model", [r["name"] for r in results]), *_columns(results)]
+    head, *rows = zip(*([name, *cells] for _, name, cells in columns), strict=True)
     lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
     lines += ["", f"{_counts(results)}{_legend(results)}.", "", verdict(results) + "."]
     return "\n".join(lines + [f"\n{name} was not judged: {reason}." for name, reason in failed.items()]) + "\n"
@@ -132,7 +162,15 @@ def side_by_side(result, base=None, count=3):
         if example["id"] in bases:
             lines.append(f"base       {_line(bases[example['id']])}")
         lines.append(f"answer     {_line(example['answer'])}   (ROUGE-L {example['rougeL']:.2f})")
+        lines += [f"{label:10} {_line(', '.join(words))}" for label, words in facts(example) if words]
     return "\n".join(lines) + "\n"
+
+
+def facts(example):
+    """[("found", ["Osei (beginning)", …]), ("missed", […])] of an example's facts."""
+    listed = example.get("facts", ())
+    named = {hit: [f"{fact['words']} ({fact['place']})" for fact in listed if fact["found"] is hit] for hit in (True, False)}
+    return [("found", named[True]), ("missed", named[False])]
 
 
 def _continuations(examples):

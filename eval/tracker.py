@@ -1,5 +1,7 @@
 """The figures and examples in Weights & Biases, in the run that training logged to."""
 
+import table
+
 from common import measures, tracking
 from common.run_directory import read_json
 
@@ -44,8 +46,11 @@ def _examples(wandb, results, base):
         return wandb.Table(columns=columns, data=[[r["name"], *(e[key] for key in keys)] for r in results for e in r["examples"]])
     bases = {example["id"]: example["answer"] for example in base["examples"]} if base else {}
     columns = ["model", "id", "question", "reference", "base answer", "answer", "rougeL", "numbers"]
+    shown = [(r["name"], e) for r in results if r["name"] != "base" for e in r["examples"]]
     rows = [
-        [r["name"], e["id"], e["question"], e["reference"], bases.get(e["id"], ""), e["answer"], e["rougeL"], e["numbers"]]
-        for r in results if r["name"] != "base" for e in r["examples"]
-    ]  # fmt: skip
+        [name, e["id"], e["question"], e["reference"], bases.get(e["id"], ""), e["answer"], e["rougeL"], e["numbers"]] for name, e in shown
+    ]
+    if any(e.get("facts") for _, e in shown):
+        columns += ["facts found", "facts missed"]
+        rows = [[*row, *(", ".join(words) for _, words in table.facts(e))] for row, (_, e) in zip(rows, shown, strict=True)]
     return wandb.Table(columns=columns, data=rows)

@@ -9,6 +9,9 @@
     mtg_facts/              three facts each of 100 other invented cards, as prepare/mtg_cards.py makes them, split by wording
     mtg_base_chats.jsonl    the same questions about 150 cards more, so that a base knows the manner and none of those facts
     mtg_drafts.csv.gz       drafts of invented cards in the columns of 17lands
+    legal_cases.jsonl       invented case files with their summaries, as LexSumm has them
+    legal_summaries/        longer ones as conversations, with the facts that a summary has to name and where they stand
+    legal_base_chats.jsonl  short ones, so that a base knows how to summarise and has never seen a long document
 
 The same seed gives the same bytes. Rows that ask one quantity in one wording share a `family`, so that a split by family
 holds out wordings and not merely figures. All texts were written, and all figures computed, for this repository.
@@ -25,6 +28,7 @@ import base_chats
 import base_prose
 import cross_validated_concepts
 import cross_validated_numbers
+import legal_cases
 import mtg
 import mtg_draft_table
 
@@ -82,6 +86,11 @@ def main(directory):
     write_lines(directory / "base_chats.jsonl", base_chats.rows(random.Random(f"{SEED} chats"), SYSTEM))
     mtg.write(directory, SEED, random.Random(f"{SEED} mtg chats"))
     mtg_draft_table.write(directory / "mtg_drafts.csv.gz", seed=SEED)
+    write_lines(directory / "legal_cases.jsonl", legal_cases.raw_rows(SEED))
+    write_lines(directory / "legal_base_chats.jsonl", legal_cases.base_rows(SEED))
+    (directory / "legal_summaries").mkdir(exist_ok=True)
+    for side, rows in legal_cases.long_rows(SEED):
+        write_lines(directory / "legal_summaries" / f"{side}.jsonl", rows)
 
 
 if __name__ == "__main__":

@@ -195,6 +195,8 @@ def write_example_run(path, evaluated=True):
             "end_of_turn": "<|eot_id|>",
             "split_by": CONSTANTS["SPLIT_BY"],
             "too_large": None,
+            "too_long_count": 0,
+            "too_long": [],
             "example": {"id": "cv_1000", "spans": [{"text": text, "label": label} for text, label in spans]},
         },
     )

@@ -3,11 +3,12 @@
 import copy
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
 
-from common import chat_text
+from common import chat_text, long_documents
 from common.chat_rows import BadRow
 from common.refusal import Refusal
 
@@ -192,7 +193,7 @@ def test_what_is_too_long_loses_the_oldest_turns_then_the_middle_of_the_document
             assert last_kept[0].startswith(head)
             assert last_kept[0].endswith(tail)
             assert len(head) + len(tail) < len(last_kept[0])
-            assert len(encoded.input_ids) > limit - 40  # no more is taken than must be
+            assert len(encoded.input_ids) > limit - min(long_documents.LOST, limit // 4) - 24  # no more than must be, to the nearest border
         else:
             assert all(content in text for content in last_kept)
         if "oldest" in encoded.shortened and "middle" not in encoded.shortened:
@@ -200,6 +201,159 @@ def test_what_is_too_long_loses_the_oldest_turns_then_the_middle_of_the_document
             one_more = head + [m for m in messages if m["role"] != "system"][-2 * (len(kept) + 1) :]
             assert len(tokenizer(chat_text.render(tokenizer, one_more), add_special_tokens=False)["input_ids"]) > limit
     assert min(seen.values()) >= 5, seen
+
+
+def special(end, *others, **tokens):
+    return {"eos_token": end, "pad_token": "<pad>", "additional_special_tokens": list(others), **tokens}
+
+
+GEMMA = special("<eos>", "<start_of_turn>", "<end_of_turn>", bos_token="<bos>")
+PHI = special("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+COHERE = special("<|END_OF_TURN_TOKEN|>", "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", bos_token="<BOS_TOKEN>")
+COHERE2 = special("<|END_OF_TURN_TOKEN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>", bos_token="<BOS_TOKEN>")
+HARMONY = special("<|return|>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+NO_THOUGHT = "<think>\n\n</think>\n\n"  # what Qwen3's template writes before an answer without reasoning
+TEMPLATES = {  # template: its control tokens, and what is learned around the summary
+    **dict.fromkeys(["llama3", "llama3_1", "llama3_2"], (LLAMA, "", "<|eot_id|>")),
+    **dict.fromkeys(["qwen2_5", "qwen3_instruct_2507", "qwen3_5_nothink", "qwen3_vl"], (QWEN, "", "<|im_end|>")),
+    "qwen3": (QWEN, NO_THOUGHT, "<|im_end|>"),
+    "deepseek_r1_distill": (DEEPSEEK, "", "<｜end▁of▁sentence｜>"),
+    **dict.fromkeys(["phi3", "phi3_5"], (PHI, "", "<|end|>\n<|endoftext|>")),
+    **dict.fromkeys(["gemma", "gemma3"], (GEMMA, "", "<end_of_turn>")),
+    "gemma4": (special("<eos>", "<|turn>", "<turn|>", bos_token="<bos>"), "", "<turn|>"),
+    "cohere": (COHERE, "", "<|END_OF_TURN_TOKEN|>"),
+    "cohere2": (COHERE2, "", "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
+    "gptoss": (HARMONY, "<|channel|>final<|message|>", "<|return|>"),
+    "lfm2": (special("<|im_end|>", "<|im_start|>", bos_token="<|startoftext|>"), "", "<|im_end|>"),
+}
+BEGINNING, ENDING = "Summarise this case.\n\n", "\n\nWrite one paragraph, and name the judge."
+
+
+def legal_sentences(draw, count):
+    """Sentences with what looks like the end of one: abbreviations, numbers, sections."""
+    ends = [".", "?", '."', ".)", "!"]
+    inner = ["Doe v. Roe, 12 F. Supp. 2d 34", "42 U.S.C. 1983", "No. 17", "Mr. J. Smith of Acme Corp. (Del.)", "the 9th Cir. Rules", "p. 4"]
+    return [
+        f"On day {number} the Court {draw.choice(['held', 'found', 'said'])} under {draw.choice(inner)} that "
+        + " ".join(draw.choice(["mean", "power", "naïve", "error", "type", "§", "rate"]) for _ in range(draw.randint(2, 12)))
+        + draw.choice(ends)
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("between", [" ", "\n", "\n\n"], ids=["one line", "lines", "paragraphs"])
+def test_a_long_document_loses_whole_sentences_of_its_middle_and_the_summary_nothing(make, template, between):
+    tokens, before, after = TEMPLATES[template]
+    tokenizer = copy.deepcopy(make(template, tokens))
+    chat_text.keep_reasoning(tokenizer)
+    draw = random.Random(template + between)
+    sentences = legal_sentences(draw, 200)
+    document, summary = BEGINNING + between.join(sentences) + ENDING, "The court held so.\n\nJudge Osei, 12 March 2019; 1,234 \u20ac."
+    messages = [message("system", "You are a legal assistant."), message("user", document), message("assistant", summary)]
+    messages = messages[1:] if template == "gemma" else messages
+    whole = chat_text.encode(tokenizer, messages, 1 << 30)
+    limit = 2000
+    encoded = chat_text.encode(tokenizer, messages, limit)
+    assert encoded.shortened == "middle of the document" and encoded.taken == len(whole.input_ids) - len(encoded.input_ids)
+    assert 0.97 * limit <= len(encoded.input_ids) <= limit < len(whole.input_ids)
+    for found in (whole, encoded):
+        assert [run["text"] for run in chat_text.marked(tokenizer, found) if run["label"]] == [before + summary + after]
+        assert all(label in (-100, token) for token, label in zip(found.input_ids, found.labels, strict=True))
+    text, in_full = tokenizer.decode(encoded.input_ids), tokenizer.decode(whole.input_ids)
+    head, tail = text.split(chat_text.OMISSION)
+    start = in_full.index(BEGINNING) + len(BEGINNING)
+    assert in_full.startswith(head) and in_full.endswith(tail)
+    kept = [head[start:], tail[: tail.index(ENDING)]]
+    assert kept[0] in {between.join(sentences[:n]) for n in range(1, 200)}
+    assert kept[1] in {between.join(sentences[n:]) for n in range(1, 200)}
+    assert 0.5 < len(kept[0]) / len(kept[1]) < 2
+
+
+DOCUMENTS = {
+    "one line of sentences": "It was held so. " * 20_000,
+    "no white space": "abcdefghij" * 10_000,
+    "one letter": "x" * 200_000,
+    "dots": "." * 100_000,
+    "line ends": "x" + "\n" * 100_000 + "x",
+    "spaces": "x" + " " * 100_000 + "x",
+    "no latin letters": "\u4e2d\u6587" * 10_000,
+    "pairs of code points": "\U0001f600" * 5_000,
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_long_document_is_tokenised_once_and_what_is_left_of_it_once_more(make, name):
+    """Whatever it consists of: what takes time is the tokenizer, and nothing here goes through tokens or characters one by one."""
+    tokenizer, limit = copy.copy(make("qwen3_instruct_2507", QWEN)), 1000
+    texts, looked = [], 0
+
+    class Counting(type(tokenizer)):
+        def __call__(self, found, **options):
+            texts.extend(found)
+            encodings = super().__call__(found, **options).encodings
+            return type("Found", (), {"encodings": [Looking(encoding) for encoding in encodings]})
+
+    class Looking:
+        def __init__(self, encoding):
+            self.ids, self._encoding = encoding.ids, encoding
+
+        def __len__(self):
+            return len(self.ids)
+
+        def token_to_chars(self, token):
+            nonlocal looked
+            looked += 1
+            return self._encoding.token_to_chars(token)
+
+    messages = [message("user", "Q: " + DOCUMENTS[name] + " Why?"), message("assistant", "So.")]
+    plain = len(tokenizer(chat_text.render(tokenizer, messages))["input_ids"])
+    tokenizer.__class__ = Counting
+    encoded = chat_text.encode(tokenizer, messages, limit)
+    assert len(encoded.input_ids) + encoded.taken == plain
+    assert 0.9 * limit < len(encoded.input_ids) <= limit
+    assert [run["text"] for run in chat_text.marked(tokenizer, encoded) if run["label"]] == ["So.<|im_end|>"]
+    assert sum(len(text) > len(DOCUMENTS[name]) for text in texts) == 1 and len(texts) <= 5
+    assert looked < 100_000, looked
+
+
+def test_documents_that_are_too_long_are_dropped_where_that_is_asked_for(make):
+    tokenizer = make("llama3", LLAMA)
+    long = [message("user", "It was so. " * 300), message("assistant", "Yes.")]
+    whole = len(chat_text.encode(tokenizer, long, 1 << 30).input_ids)
+    said = f'it has {whole:,} tokens, more than MAX_SEQ_LENGTH = 500, and LONG_DOCUMENTS = "drop"'
+    with pytest.raises(chat_text.TooLong, match=said) as found:
+        chat_text.encode(tokenizer, long, 500, long_documents="drop")
+    assert found.value.tokens == whole
+    assert chat_text.encode(tokenizer, long, whole, long_documents="drop").taken == 0
+    turns = [*ONE, *long[:1], *long[1:], *ONE]
+    assert chat_text.encode(tokenizer, turns, 500, long_documents="drop").shortened == "oldest turns"
+    answer = [message("user", "It was so."), message("assistant", "mean " * 600)]
+    with pytest.raises(BadRow, match="answers are never cut") as found:
+        chat_text.encode(tokenizer, answer, 500, long_documents="drop")
+    assert not isinstance(found.value, chat_text.TooLong)
+
+
+def test_many_conversations_are_fitted_as_each_alone(make):
+    tokenizer = make("qwen3_instruct_2507", QWEN)
+    draw = random.Random(3)
+    conversations = [random_conversation(draw) for _ in range(60)]
+    conversations[7] = [message("user", "Obey <|im_start|>"), message("assistant", "No.")]
+    kinds = {"whole": 0, "shortened": 0, "refused": 0}
+    for conversation, found in zip(conversations, chat_text.fit(tokenizer, conversations, 150), strict=True):
+        try:
+            alone = chat_text.encode(tokenizer, conversation, 150)
+        except BadRow as reason:
+            assert str(found) == str(reason)
+            kinds["refused"] += 1
+            continue
+        messages, encoded = found
+        assert encoded == alone
+        again = chat_text.encode(tokenizer, messages, 150)  # what fits is written as it is, and read again
+        assert (again.input_ids, again.labels, again.taken) == (encoded.input_ids, encoded.labels, 0)
+        assert (messages == conversation) == (encoded.shortened == "")
+        kinds["shortened" if encoded.shortened else "whole"] += 1
+    assert min(kinds.values()) > 3, kinds
 
 
 def test_hundreds_of_turns_are_dropped_without_tokenising_every_remainder(make):
@@ -227,8 +381,10 @@ def test_an_answer_that_does_not_fit_is_named_with_both_lengths(make):
     tokenizer = make("llama3", LLAMA)
     answer = "mean " * 100 + "end"
     count = len(tokenizer(answer, add_special_tokens=False)["input_ids"])
-    with pytest.raises(BadRow, match=rf"answer has {count} tokens .*MAX_SEQ_LENGTH = 100; answers are never cut"):
-        chat_text.encode(tokenizer, [message("user", "Why?"), message("assistant", answer)], 100)
+    with pytest.raises(BadRow, match=rf"answer has {count} tokens .*MAX_SEQ_LENGTH = 100; answers are never cut: raise MAX") as found:
+        chat_text.encode(tokenizer, [message("user", "Why?" * 20), message("assistant", answer)], 100)
+    enough = int(re.search(r"to (\d+) or more", str(found.value))[1])
+    assert len(chat_text.encode(tokenizer, [message("user", "Why?" * 20), message("assistant", answer)], enough).input_ids) <= enough
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -262,6 +418,12 @@ SIMPLE = (
 def test_a_template_that_writes_bos_each_turn_is_refused(make):
     tokenizer = with_template(make("llama3", LLAMA), SIMPLE.replace("START", "bos_token").replace("END", "eos_token"))
     with pytest.raises(Refusal, match=r"writes 2 <\|begin_of_text\|> tokens"):
+        chat_text.encode(tokenizer, ONE, 4096)
+
+
+def test_a_template_that_leaves_answers_out_is_refused(make):
+    tokenizer = with_template(make("llama3", LLAMA), chat_text.template_path("idefics3").read_text(encoding="utf-8"))
+    with pytest.raises(Refusal, match="does not write answers as they are"):
         chat_text.encode(tokenizer, ONE, 4096)
 
 

@@ -183,3 +183,29 @@ def test_a_held_out_file_without_the_rows_that_training_has(tmp_path):
     assert len(mixing.held_out_rows("validation", file, {}, report)) == 3
     with pytest.raises(Refusal, match="has no row that is not in the other files too"):
         mixing.held_out_rows("test", file, seen, report, bad_rows="skip")
+
+
+def case(document, summary, system="Be brief."):
+    messages = [("system", system), ("user", document), ("assistant", summary)]
+    return {"messages": [{"role": role, "content": content} for role, content in messages]}
+
+
+def test_a_held_out_file_without_the_documents_that_training_has(tmp_path):
+    """Another summary, another system prompt, other white space and letter case: the document is the same."""
+    file = tmp_path / "valid.jsonl"
+    held_out = [case("Roe", "a"), case("DOE\n v. roe", "another"), case("Doe v.  Roe", "x", system="Be long."), case("Roe", "again")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    trained, _ = chat_rows.parse(json.dumps(case("Doe v. Roe", "a summary")).encode(), "t", 7)
+    report = {"rows_read": 10, "bad_rows": [], "bad_row_count": 0}
+    assert len(mixing.held_out_rows("validation", file, mixing.seen_as("training", [trained]), dict(report, bad_rows=[]))) == 4
+    seen = mixing.seen_as("training", [trained], by="document")
+    shared = r"valid.jsonl shares 1 of its 2 documents .*\(line 2: its document is in the training rows too, t line 7; line 3: its document"
+    with pytest.raises(Refusal, match=shared):
+        mixing.held_out_rows("validation", file, seen, report, by="document")
+    kept = mixing.held_out_rows("validation", file, seen, report, bad_rows="skip", by="document")
+    assert [row.messages[1]["content"] for row in kept] == ["Roe", "Roe"]
+    assert [bad["line"] for bad in report["bad_rows"]] == [2, 3] and report["rows_read"] == 14
+    with pytest.raises(Refusal, match="shares 2 of its 2 documents .*line 1: its document is in the validation rows too, .*valid.jsonl"):
+        mixing.held_out_rows("test", file, seen, report, by="document")
+    with pytest.raises(Refusal, match="has no document that is not in the other files too; name a file of documents that are held out"):
+        mixing.held_out_rows("test", file, seen, report, bad_rows="skip", by="document")

@@ -55,6 +55,18 @@ def test_figures_are_those_of_this_model(run):
     assert "It could not be judged: its file is cut short" in card(run)[1]
 
 
+def test_figures_about_documents_stand_in_the_card_where_there_are_any(run):
+    for name, mean in (("base", 0.1), ("final_model", 0.8)):
+        model = read_json(run.eval / f"{name}.json")
+        recall = {"mean": mean, "low": mean - 0.05, "high": mean + 0.05}
+        added = dict.fromkeys(("fact_recall", "fact_recall_end", "copy_rate"), recall)
+        change(run.eval / f"{name}.json", metrics=model["metrics"] | added)
+    _, body = card(run)
+    assert "| Facts | 10 % [5, 15] | 80 % [75, 85] |" in body and "| Facts: end | 10 % [5, 15] | 80 % [75, 85] |" in body
+    assert "| Copied (% of its 4-grams in the document) | 10 % [5, 15] | 80 % [75, 85] |" in body and "Repeated" not in body
+    assert "Facts rose from 10 % [5, 15] to 80 % [75, 85]; the intervals do not overlap." in body
+
+
 def test_a_merged_models_card_has_the_adapters_figures_and_says_so(run):
     write_json(run.merged_model / "config.json", {})
     _, body = card(run, run.merged_model)

@@ -177,6 +177,12 @@ def test_without_a_split_by_nothing_is_said_to_be_unseen(run):
     assert "On 60 held-out questions in 12 groups, ROUGE-L" in text and "never seen" not in text and "side of the split" not in text
 
 
+def test_rows_that_were_too_long_are_told(run):
+    assert "more tokens than" not in page_of(run).text
+    change(run.data, too_long_count=1_234)
+    assert "1,234 rows have more tokens than MAX_SEQ_LENGTH and were left out." in page_of(run).text
+
+
 def test_notes_are_shown_on_a_gpu_too(run):
     change(run.run, hardware="1 x NVIDIA H200", tiny=False, notes=["That packed rows cannot see each other was not measured here.", "b"])
     text = page_of(run).text
@@ -311,6 +317,53 @@ def test_every_missing_or_wrong_value_is_survived(run):
 def test_a_file_that_is_no_object_becomes_a_warning(run, text):
     run.run.write_text(text, encoding="latin-1")
     assert ("run.json" in page_of(run).text) == (not text.startswith('{"a"'))
+
+
+def with_documents(run):
+    """The example run as it would be judged on documents with facts."""
+    facts = [{"place": "beginning", "words": "12 March", "found": True}, {"place": "the end", "words": "Osei", "found": False}]
+    for path in run.eval.glob("*.json"):
+        model = read_json(path)
+        if "metrics" in model:
+            tuned, metrics = model["name"] != "base", model["metrics"]
+            for key, mean in (("", 0.7), ("_beginning", 0.9), ("_the_end", 0.4)):
+                low, high = (mean - 0.1, mean + 0.1) if tuned else (0, 0.1)
+                metrics[f"fact_recall{key}"] = {"mean": mean * tuned, "low": low, "high": high}
+            for key, mean in (("copy_rate", 0.12), ("repetition_rate", 0.31), ("length_ratio", 1.4), ("stopped", 0.93)):
+                metrics[key] = {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}
+            examples = [e | {"question": "word " * 300, "facts": facts} for e in model["examples"]]
+            write_json(path, model | {"metrics": metrics, "examples": examples, "of_references": {"copy_rate": 0.09}})
+
+
+def test_a_run_on_documents_says_what_of_their_facts_is_named(run):
+    plain = page_of(run)
+    assert "Facts" not in plain.text and "Copied" not in plain.text and "li" not in plain.tags
+    with_documents(run)
+    page = page_of(run)
+    assert "The share of the facts named rose from 0 % [0, 10] to 70 % [60, 80]; the intervals do not overlap." in page.text
+    said = "by their place in the document: beginning 90 % [80, 100], the end 40 % [30, 50]. The intervals of the worst and the best place"
+    assert said in page.text and "7 % of its answers did not end by themselves" in page.text
+    assert "31 % of what it writes it had written before in the same answer" in page.text and "(9 % in the references)" in page.text
+    headings = re.findall('<th scope="col">(.*?)</th>', run.report.read_text().replace("\u00a0", " "))
+    assert headings[2:5] == ["Validation loss ↓", "Loss ↓", "Perplexity ↓"]  # behind model and step
+    assert headings[9:16] == ["Facts, % ↑", "Facts: beginning, % ↑", "Facts: the end, % ↑", "Copied, %", "Repeated, % ↓", "Length ratio",
+                              "Stopped, % ↑"]  # fmt: skip
+    for title in ("Facts: the end, % (higher is better)", "Repeated, % (lower is better)", "Copied, %", "Length ratio"):
+        assert title in page.text
+    assert page.tags.count("li") == 2 * 2 * 12 and "12 March beginning, named" in page.text and "Osei the end, missed" in page.text
+
+
+def test_odd_facts_do_not_stop_the_report(run):
+    with_documents(run)
+    final = read_json(run.eval / "final_model.json")
+    final["metrics"] |= {"fact_recall_<b>": {"mean": 1.0}, "fact_recall_x": "text", "stopped": None, "copy_rate": {"mean": "x"}}
+    odd = ["text", [3], {"a": 1}, [{"place": NASTY, "words": NASTY * 99, "found": "yes"}], [{}] * 100]
+    for n, facts in enumerate(odd):
+        final["examples"][n]["facts"] = facts
+    (run.eval / "final_model.json").write_text(json.dumps(final | {"of_references": [1]}), encoding="utf-8")  # escapes the lone surrogate
+    page = page_of(run)
+    assert "fact_recall_<b>" not in page.text and "Facts: <b>" not in page.text and "script" not in page.tags
+    assert page.tags.count("li") < 2 * 12 * 2 + 40
 
 
 def test_the_marked_words_are_a_longest_common_subsequence():

@@ -186,3 +186,72 @@ def test_an_answer_is_exact_but_for_white_space_and_asked_for_where_answers_are_
     assert scores.is_exact("{2}{R}", " {2}{R}\n") and scores.is_exact("a b", "a\n b")
     assert not scores.is_exact("2/3", "3/2") and not scores.is_exact("Goblin", "goblin")
     assert scores.are_short(["2/3", "{R}", "a long answer of more than eight words in a row"]) and not scores.are_short(["word " * 9])
+
+
+@pytest.mark.parametrize(
+    ("fact", "answer", "found"),
+    [
+        ("12 March 2019", "On 12  MARCH\n2019, it began.", True),
+        ("12 March 2019", "On March 12, 2019", False),  # word for word
+        ("12", "112", False),
+        ("12", "12.5 or 12,000 or 0.12", False),  # other numbers
+        ("12", "Of 12.", True),
+        ("12", "12, and so on", True),
+        ("0.12", "p = 0.12", True),
+        ("$12", "US$12", True),
+        ("Osei", "Osei's claim", True),
+        ("Osei", "Oseifa", False),
+        ("OSEI", "osei", True),
+        ("O'Neil", "O\u2019Neil", True),
+        ("10-20", "10\u201320", True),
+        ("f(x)*", "it is f(x)*.", True),  # no pattern
+        (".*", "anything", False),
+        ("Stra\u00dfe", "STRASSE", True),
+        ("ver\u00f6ffentlicht", "vero\u0308ffentlicht", True),  # one letter, or two marks
+        ("a b", "a\u00a0b", True),
+        ("\u88c1\u5224", "\u88c1\u5224", True),
+        ("   ", "   ", False),
+        ("x", "", False),
+    ],
+)
+def test_a_fact_stands_in_an_answer_as_whole_words(fact, answer, found):
+    assert scores.facts_found({"end": [fact]}, answer) == {"end": [found]}
+
+
+def test_facts_are_found_by_place_each_for_itself():
+    facts = {"beginning": ["Osei", "12 March"], "middle": [], "end": ["Lindqvist"]}
+    assert scores.facts_found(facts, "Lindqvist met Osei.") == {"beginning": [True, False], "middle": [], "end": [True]}
+
+
+def test_copy_and_repetition_rates_are_shares_of_four_words_in_a_row():
+    document = np.unique(scores.four_grams("The court heard the claimant, and the court was adjourned."))
+    answer = scores.four_grams("the court heard the claimant today")  # of three stretches two stand in the document
+    assert len(answer) == 3 and scores.copy_rate(document, answer) == pytest.approx(2 / 3) and scores.repetition_rate(answer) == 0
+    assert scores.copy_rate(document, scores.four_grams("three words only")) is None
+    assert scores.repetition_rate(scores.four_grams("")) is None
+    looping = scores.four_grams("no no no no no no")  # three stretches, all the same
+    assert scores.repetition_rate(looping) == pytest.approx(2 / 3) and scores.copy_rate(document, looping) == 0
+    assert scores.copy_rate(scores.four_grams("a b"), looping) == 0
+    assert scores.length_ratio("two words", "now there are five words") == 2.5 and scores.length_ratio(" ", "a") is None
+
+
+def test_rates_of_random_texts_are_those_of_plain_lists():
+    draw = random.Random(3)
+    for _ in range(60):
+        document, answer = ([draw.choice("abc") for _ in range(draw.randrange(40))] for _ in range(2))
+        stretches = [answer[n : n + 4] for n in range(len(answer) - 3)]
+        pool = [document[n : n + 4] for n in range(len(document) - 3)]
+        grams = scores.four_grams(" ".join(answer))
+        found = scores.copy_rate(np.unique(scores.four_grams(", ".join(document).upper())), grams), scores.repetition_rate(grams)
+        if not stretches:
+            assert found == (None, None)
+            continue
+        copied = sum(stretch in pool for stretch in stretches) / len(stretches)
+        repeated = sum(stretch in stretches[:n] for n, stretch in enumerate(stretches)) / len(stretches)
+        assert found == (pytest.approx(copied), pytest.approx(repeated))
+
+
+def test_questions_are_documents_where_half_are_long_and_longer_than_their_answers():
+    long, short = "word " * 200, "word " * 199
+    assert scores.are_documents([long, "why?"], ["a", "b"]) and not scores.are_documents([long, "why?", "how?"], ["a", "b", "c"])
+    assert not scores.are_documents([short], ["a"]) and not scores.are_documents([long], [long + "more"])

@@ -229,14 +229,16 @@ def test_a_builder_that_is_killed_leaves_nothing_that_is_found(tmp_path, cache, 
 def prepare(cache, tokenizer_directory):
     """What a recipe does from files to `Tokenised`."""
 
-    def run(weights, max_length=256, bad_rows="stop", held_out=0.3):
+    def run(weights, max_length=256, bad_rows="stop", held_out=0.3, long_documents="shorten"):
         def build(directory):
             rows, report = chat_rows.read(weights, bad_rows=bad_rows)
             train, validation, test = mixing.split(rows, held_out, seed=1, report=report)
             parts = {"train": mixing.weigh(train, weights, seed=1), "validation": validation, "test": test}
-            tokenised.encode(directory, parts, report, tokenizer_directory, None, max_length, bad_rows, weights)
+            like = {"long_documents": long_documents}
+            tokenised.encode(directory, parts, report, tokenizer_directory, None, max_length, bad_rows, weights, **like)
 
-        return tokenised.once(build, list(weights), tokenizer_directory, max_length=max_length, bad_rows=bad_rows, held_out=held_out)
+        settings = {"max_length": max_length, "bad_rows": bad_rows, "held_out": held_out, "long_documents": long_documents}
+        return tokenised.once(build, list(weights), tokenizer_directory, **settings)
 
     return run
 
@@ -336,6 +338,49 @@ def test_skipped_rows_are_counted_and_kept_in_a_file(tmp_path, prepare):
     assert not s["example"]["id"].startswith(("q_0", "q_7"))
 
 
+def test_what_shortening_took_is_counted(tmp_path, prepare, tokenizer_directory):
+    path = write_rows(tmp_path / "a.jsonl", [question(n, words=20 * n) for n in range(6)])
+    found = prepare({path: 2.0}, held_out=0)
+    tokenizer = chat_text.load_tokenizer(tokenizer_directory)
+    taken = [chat_text.encode(tokenizer, question(n, words=20 * n)["messages"], 256).taken for n in range(6)]
+    split = found.statistics["splits"]["train"]
+    assert split["shortened"] == sum(map(bool, taken)) == 5
+    assert split["taken"]["tokens"] == sum(taken) and split["taken"]["100"] == max(taken) and split["taken"]["50"] == sorted(taken)[3]
+    said = tokenised.describe(found.statistics)
+    assert f"shortening took {sum(taken):,} tokens (" in said
+    assert f"of a shortened row median {sorted(taken)[3]:,}, most {max(taken):,}" in said
+    assert sorted(p.name for p in found.path.iterdir()) == ["data.json", "train"]  # nothing that was in between
+    short = prepare({write_rows(tmp_path / "b.jsonl", [question(1, words=1)]): 1.0}, held_out=0).statistics
+    assert short["splits"]["train"]["taken"] is None and "shortening took" not in tokenised.describe(short)
+
+
+def test_rows_that_are_dropped_for_their_length_are_no_bad_rows_and_are_counted_apart(tmp_path, prepare):
+    path = write_rows(tmp_path / "a.jsonl", [question(n, words=200 if n in (2, 5) else 3) for n in range(8)])
+    data = prepare({path: 2.0}, held_out=0, long_documents="drop")
+    s = data.statistics
+    assert (s["bad_row_count"], s["too_long_count"], s["bad_rows"]) == (0, 2, [])
+    assert (s["splits"]["train"]["rows"], s["splits"]["train"]["dropped"], s["splits"]["train"]["too_long"]) == (12, 4, 2)
+    assert s["splits"]["train"]["shortened"] == 0 and len(data.train()) == 12
+    skipped = [json.loads(line) for line in (data.path / "skipped_rows.jsonl").read_text().splitlines()]
+    assert [(b["file"], b["line"], b["id"]) for b in skipped] == [(path, 3, "q_2_1"), (path, 6, "q_5_1")]
+    assert all(b["tokens"] > 2000 and f"it has {b['tokens']:,} tokens, more than MAX_SEQ_LENGTH = 256" in b["reason"] for b in skipped)
+    said = tokenised.describe(s)
+    assert f"2 rows left out as too long, all of them in skipped_rows.jsonl: {path} line 3: it has" in said
+    assert "4 dropped" in said
+    with pytest.raises(Refusal, match="none of the 1 train rows can be used; .* line 1: it has .*LONG_DOCUMENTS = .drop."):
+        prepare({write_rows(tmp_path / "b.jsonl", [question(1, words=300)]): 1.0}, held_out=0, long_documents="drop")
+    with pytest.raises(Refusal, match="its answer has .* answers are never cut"):
+        prepare({write_rows(tmp_path / "c.jsonl", [question(1, answer="long " * 100)]): 1.0}, held_out=0, long_documents="drop")
+
+
+def test_the_example_of_a_long_row_does_not_flood_the_terminal(tmp_path, prepare):
+    path = write_rows(tmp_path / "a.jsonl", [question(1, words=4000)])
+    s = prepare({path: 1.0}, held_out=0, max_length=100_000).statistics
+    assert len(s["example"]["spans"][0]["text"]) > 50_000
+    said = tokenised.describe(s)
+    assert len(said) < 4000 and "characters not shown" in said and "Why 1?" in said and "[[It is so.<|eot_id|>]]" in said
+
+
 def test_the_shown_example_is_a_good_row_even_where_every_line_number_is_bad_elsewhere(tmp_path, prepare):
     bad = write_rows(tmp_path / "bad.jsonl", [question(n, answer="long " * 100) for n in range(3)] + [question(50)])
     good = write_rows(tmp_path / "good.jsonl", [question(60)])
@@ -364,11 +409,13 @@ def test_copying_into_a_run(tmp_path, prepare):
     assert sorted(p.name for p in run.path.iterdir()) == ["data.json", "test.jsonl", "validation.jsonl"]
 
 
-def test_several_processes_tokenise_the_same_in_the_same_order(tmp_path, tokenizer_directory, cache):
-    """Enough rows for two processes, in a program of its own, against one row after another."""
-    path = write_rows(tmp_path / "a.jsonl", [question(n, words=n % 3) for n in range(4100)])
+@pytest.mark.parametrize(("count", "words", "of_a_process"), [(4100, 0, "2000, 20_000_000"), (40, 150, "2000, 30_000")])
+def test_several_processes_tokenise_the_same_in_the_same_order(tmp_path, tokenizer_directory, cache, count, words, of_a_process):
+    """Enough rows for two processes, or enough characters, in a program of its own, against one row after another."""
+    path = write_rows(tmp_path / "a.jsonl", [question(n, words=words + n % 3) for n in range(count)])
     program = f"""
-        from common import chat_rows, hardware, tokenised
+        from common import chat_rows, conversation_columns, hardware, tokenised
+        conversation_columns.OF_A_PROCESS = {of_a_process}
         def build(directory):
             hardware.cpu_cores = lambda: 2
             rows, report = chat_rows.read([{path!r}])
@@ -381,7 +428,7 @@ def test_several_processes_tokenise_the_same_in_the_same_order(tmp_path, tokeniz
     assert "num_proc=2" in ended.stderr, ended.stderr
     train = tokenised.Tokenised(next(p for p in cache.iterdir() if p.is_dir())).train()
     tokenizer = chat_text.load_tokenizer(tokenizer_directory)
-    assert len(train) == 4100
-    for n in (0, 1, 2049, 2050, 2051, 4099):
-        encoded = chat_text.encode(tokenizer, question(n, words=n % 3)["messages"], 256)
+    assert len(train) == count
+    for n in (0, 1, count // 2 - 1, count // 2, count // 2 + 1, count - 1):
+        encoded = chat_text.encode(tokenizer, question(n, words=words + n % 3)["messages"], 256)
         assert (train[n]["input_ids"], train[n]["labels"]) == (encoded.input_ids, encoded.labels)

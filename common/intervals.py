@@ -1,0 +1,32 @@
+"""Warmup and intervals that fit the steps a run has: a warmup that ends, evaluations and checkpoints that come."""
+
+from common.refusal import Refusal
+
+WARMUP = 0.1  # of the steps, where the constant leaves it open
+LONGEST_WARMUP = 100  # steps
+QUARTERS = 4  # evaluations and checkpoints of a run that is too short for its intervals
+
+
+def fit(steps, warmup_steps, eval_steps, save_steps):
+    """({"warmup_steps", "eval_steps", "save_steps"}, [what was changed, in sentences]) for a run of `steps` optimiser steps.
+
+    warmup_steps: None takes a tenth of the steps, at most 100. An interval that would come less than twice becomes a quarter of the
+    steps. Raises `Refusal` for a warmup that would not end.
+    """
+    if warmup_steps is not None and warmup_steps >= steps:
+        raise Refusal(f"WARMUP_STEPS is {warmup_steps}, and the run has {steps} steps, so LEARNING_RATE would never be reached; take fewer, "
+                      "or None for a tenth of them")  # fmt: skip
+    found, said = {"warmup_steps": warmup_steps, "eval_steps": eval_steps, "save_steps": save_steps}, []
+    if warmup_steps is None:
+        found["warmup_steps"] = min(LONGEST_WARMUP, round(WARMUP * steps))
+        said.append(f"warmup of {found['warmup_steps']} of {steps:,} steps")
+    short = max(1, steps // QUARTERS)
+    for name in ("eval_steps", "save_steps"):
+        if found[name] > max(1, steps // 2):
+            said.append(f"{name.upper()} is {short} in place of {found[name]}, which {steps:,} steps do not reach twice")
+            found[name] = short
+    if found["save_steps"] % found["eval_steps"]:
+        whole = max(1, found["save_steps"] // found["eval_steps"]) * found["eval_steps"]
+        said.append(f"SAVE_STEPS is {whole} in place of {found['save_steps']}, a multiple of {found['eval_steps']}: each checkpoint has a loss")
+        found["save_steps"] = whole
+    return found, said

@@ -1,0 +1,73 @@
+"""Positions are taken as a model's config.json says, and rows longer than that are refused."""
+
+import json
+
+import pytest
+
+from common import log, positions
+from common.refusal import Refusal
+
+QWEN3 = {"max_position_embeddings": 40_960, "rope_theta": 1_000_000}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.fixture
+def model(tmp_path):
+    def write(config):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("config", "length", "given"),
+    [
+        (QWEN3, 40_960, None),
+        ({"max_position_embeddings": 262_144}, 262_144, None),
+        (QWEN3 | {"rope_scaling": None}, 2048, None),
+        (QWEN3 | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}, 40_960, None),
+        (QWEN3 | {"rope_scaling": YARN}, 131_072, YARN),
+        (QWEN3 | {"rope_scaling": YARN}, 40_960, None),  # Unsloth takes what the config says of itself up to its declared length
+        (QWEN3 | {"rope_parameters": {**YARN, "rope_theta": 1e6}}, 131_072, {**YARN, "rope_theta": 1e6}),
+        (QWEN3 | {"rope_scaling": {"type": "linear", "factor": 2}}, 81_920, {"rope_type": "linear", "factor": 2}),
+        ({"max_position_embeddings": 131_072, "rope_scaling": LLAMA3}, 131_072, None),
+    ],
+)
+def test_the_loader_is_given_what_the_config_asks_for(model, config, length, given):
+    assert positions.require(model(config), length, "m") == given
+
+
+@pytest.mark.parametrize(
+    ("config", "length", "allowed"),
+    [
+        (QWEN3, 131_072, "40,960"),
+        (QWEN3 | {"rope_scaling": YARN}, 131_073, "131,072"),
+        ({"max_position_embeddings": 131_072, "rope_scaling": LLAMA3}, 262_144, "131,072"),
+    ],
+)
+def test_a_length_beyond_the_models_positions_is_refused_with_what_to_write(model, config, length, allowed):
+    with pytest.raises(Refusal) as refusal:
+        positions.require(model(config), length, "Qwen/Qwen3-4B")
+    assert f"MAX_SEQ_LENGTH is {length:,}, and the config.json of Qwen/Qwen3-4B allows {allowed} positions" in str(refusal.value)
+    written = json.loads("{" + str(refusal.value).split("model write ")[1].split(" into config.json")[0] + "}")
+    assert positions.require(model({**config, **written, "rope_parameters": None}), length, "copy") == written["rope_scaling"]  # it does help
+
+
+def test_scaling_that_unsloth_would_ignore_is_refused(model):
+    with pytest.raises(Refusal, match="scales positions by 'dynamic'; Unsloth takes over linear, yarn, llama3 alone"):
+        positions.require(model(QWEN3 | {"rope_scaling": {"type": "dynamic", "factor": 4.0}}), 100_000, "m")
+
+
+@pytest.mark.parametrize(("length", "warned"), [(131_072, True), (32_768, False)])
+def test_scaling_beyond_what_was_pretrained_is_said(model, length, warned, capfd, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    positions.require(model(QWEN3 | {"rope_scaling": YARN}), length, "m")
+    shown = "".join(capfd.readouterr())
+    assert ("was pretrained on 32,768 positions; up to 131,072 they are scaled by yarn, factor 4.0" in shown) == warned
+    log.close()
+
+
+def test_an_adapters_directory_says_nothing_of_positions(tmp_path):
+    assert positions.require(tmp_path, 10**6, "m") is None
