@@ -4,10 +4,10 @@ python bench/long_context_gpu.py                            one GPU, 80 GB for t
 python bench/long_context_gpu.py -- --tiled-mlp false       the same with other constants of the recipe, after --
 python bench/long_context_gpu.py --tiny                     small shapes on a CPU, to see that it runs; prints only
 
-Each length is a run of the recipe's own command in a process of its own, three steps of one row of exactly that length, with a held-out
-loss after the second. Memory is what the run logs, the most that torch allocated; seconds and tokens/s are the later steps'. Beside it
-stands what `--plan` says of the same command. A length that runs out of memory is said, and the longest that fits is then looked for
-between it and the longest that did. Writes bench/results/long_context_gpu.md and .json.
+Each length is a run of the recipe's own command in a process of its own, four steps of one row of exactly that length, with a held-out
+loss after the second. Memory is what the run logs, the most that torch allocated; seconds and tokens/s are the median of the steps after
+the first. Beside it stands what `--plan` says of the same command. A length that runs out of memory is said, and the longest that fits is
+then looked for between it and the longest that did. Writes bench/results/long_context_gpu.md and .json.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import os
 import random
 import re
 import runpy
+import shutil
 import statistics
 import subprocess
 import sys
@@ -74,10 +75,17 @@ def write_rows(file, tokenizer, length, count, seed):
         return [{"role": "system", "content": "You are a legal assistant."}, {"role": "user", "content": document},
                 {"role": "assistant", "content": answer}]  # fmt: skip
 
-    frame = len(chat_text.encode(tokenizer, row(8), 10_000).input_ids) - 8
+    def tokens(messages):
+        return len(chat_text.encode(tokenizer, messages, 2 * length).input_ids)
+
+    frame = tokens(row(8)) - 8
+    rows = [row(length - frame) for _ in range(count)]
+    if (found := tokens(rows[0])) != length:
+        raise Refusal(
+            f"a row meant to have {length:,} tokens has {found:,}; a digit has to be one token of the tokenizer in {tokenizer.name_or_path}"
+        )
     with Path(file).open("w", encoding="utf-8") as out:
-        for number in range(count):
-            out.write(json.dumps({"id": f"{seed}_{number}", "messages": row(length - frame)}) + "\n")
+        out.writelines(json.dumps({"messages": messages}) + "\n" for messages in rows)
 
 
 def command(directory, length, steps, flags, tiny):
@@ -102,8 +110,11 @@ def run(directory, tokenizer, length, args):
     planned = subprocess.run([*words, "--plan", "--json"], capture_output=True, text=True, env=environment)
     found = {"length": length, **(prediction(json.loads(planned.stdout)) if planned.returncode == 0 else {"plan_said": tail(planned)})}
     ran = subprocess.run([*words, "--no-plan"], capture_output=True, text=True, env=environment)
+    outputs = Path(directory) / "outputs"
     if ran.returncode == 0:
-        return found | {"ran": True} | figures(Path(directory) / "outputs" / f"rows-of-{length}", length)
+        found |= {"ran": True} | figures(outputs / f"rows-of-{length}", length)
+        shutil.rmtree(outputs)  # gigabytes of checkpoints
+        return found
     said = ran.stdout + ran.stderr
     if not re.search(r"out of memory|can't allocate memory", said):
         raise Refusal(f"the recipe ended with {ran.returncode} at {length:,} tokens, and not for want of memory:\n{tail(ran)}")
@@ -122,8 +133,8 @@ def figures(run_directory, length):
     """From the run's own log: GB before and after the held-out loss, seconds a step and tokens/s of the later steps."""
     lines = [json.loads(line) for line in (run_directory / "logs" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps, judged = [line for line in lines if line.get("loss") is not None], [line for line in lines if "eval_loss" in line]
-    if len(steps) < 3 or not judged:
-        raise Refusal(f"{run_directory} has {len(steps)} steps and {len(judged)} held-out losses in its log; three and one are needed")
+    if len(steps) < 4 or not judged:
+        raise Refusal(f"{run_directory} has {len(steps)} steps and {len(judged)} held-out losses in its log; four and one are needed")
     speed = statistics.median(line["tokens_per_second"] for line in steps[1:])
     until = [line["memory_gb"] for line in steps if line["step"] <= judged[0]["step"]]
     return {"memory_gb": max(line["memory_gb"] for line in steps), "memory_gb_before_held_out": max(until), "tokens_per_second": speed,
@@ -193,14 +204,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="two short lengths and a small model, on a CPU")
     parser.add_argument("--lengths", type=int, nargs="+", help=f"tokens; else {', '.join(map(str, LENGTHS))}")
-    parser.add_argument("--steps", type=int, default=3, help="of each length, at least 3")
+    parser.add_argument("--steps", type=int, default=4, help="of each length, at least 4")
     parser.add_argument("--search", type=int, default=3, help="more runs, to find the longest row that fits after one did not")
     parser.add_argument("--output", default=Path(__file__).parent / "results" / "long_context_gpu.md", help="- for the terminal only")
     parser.add_argument("flags", nargs="*", help="after --: constants of the recipe")
     args = parser.parse_args()
     args.lengths = sorted(args.lengths or (TINY_LENGTHS if args.tiny else LENGTHS))
-    if args.steps < 3:
-        raise Refusal(f"--steps is {args.steps}; the first step is not timed and the second is followed by a held-out loss: take 3 or more")
+    if args.steps < 4:
+        raise Refusal(
+            f"--steps is {args.steps}; the first is not timed, and two are wanted before and after a held-out loss: take 4 or more"
+        )
     if not args.tiny and not hardware.gpus():
         raise Refusal("no GPU was found, and a Qwen3-4B of 262,144 tokens needs one of 80 GB; --tiny runs small shapes on a CPU")
     with tempfile.TemporaryDirectory() as directory:

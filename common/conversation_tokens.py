@@ -42,7 +42,8 @@ class Counter:
         return next((match[0] for match in found if match), None)
 
     def count(self, conversations, whole=True):
-        """[conversations, 3] floats: the tokens of each, the fewest it can be shortened to, and its answer's. None has NaN.
+        """[conversations, 4] floats: the tokens of each, of it without its oldest turns, the fewest it can be shortened to, and its
+        answer's. None has NaN.
 
         Shortened are first the oldest turns, then the longest question of what is left, as `chat_text.encode` does it; the
         answer never is. whole: tokenise all of a message, or take what comes after `PIECE` characters to be like them.
@@ -50,7 +51,7 @@ class Counter:
         contents = [message["content"].strip() for messages in conversations for message in messages or ()]
         shown = contents if whole else [content[:PIECE] for content in contents]
         found = iter([n * len(c) / len(s) for n, c, s in zip(self._tokens(shown), contents, shown, strict=True)])
-        return np.array([[np.nan] * 3 if messages is None else self._counted(messages, found) for messages in conversations])
+        return np.array([[np.nan] * 4 if messages is None else self._counted(messages, found) for messages in conversations])
 
     def _counted(self, messages, found):
         per_row, per_message, of_system = self._template
@@ -61,7 +62,7 @@ class Counter:
         questions = [place for place in range(start, len(messages)) if messages[place]["role"] == "user"]
         longest = of_contents[max(questions, key=lambda place: len(messages[place]["content"]))]
         tokens = around + sum(of_contents) + per_message * len(messages)
-        return tokens, min(last, last - longest + LEFT), of_contents[-1]
+        return tokens, last, min(last, last - longest + LEFT), of_contents[-1]
 
     def _tokens(self, texts):
         if self._tokenizer is None:

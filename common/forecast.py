@@ -17,9 +17,10 @@ def show(job, model_name, settings, own_gpus, files, held_out=0.0, bad_rows="sto
     def work(job, tokens):
         if tokens:
             return plan.full_rows(tokens, job.max_seq_length, tokens * held_out / (1 - held_out) / 2)
-        counts = token_counts.measure(files, job.max_seq_length, held_out, tokenizer, cached, bad_rows=bad_rows)
+        more = {"bad_rows": bad_rows, "long_documents": job.long_documents}
+        counts = token_counts.measure(files, job.max_seq_length, held_out, tokenizer, cached, **more)
         if validation_file and not cached:
-            judged = token_counts.measure({validation_file: 1.0}, job.max_seq_length, 0.0, tokenizer, bad_rows=bad_rows)
+            judged = token_counts.measure({validation_file: 1.0}, job.max_seq_length, 0.0, tokenizer, **more)
             counts = replace(counts, validation_rows=judged.rows, validation_tokens=judged.tokens)
         return workload(job, counts)
 

@@ -28,6 +28,7 @@ class Job:
 
     model: Dimensions
     max_seq_length: int  # tokens of a row
+    long_documents: str = "shorten"  # what becomes of longer rows; "drop": they are left out
     per_device_train_batch_size: int = 1  # rows
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: str = "none"  # "true": each layer is computed again; "unsloth": and its input kept in host memory

@@ -51,11 +51,12 @@ def ladders(constants):
 def in_words(constants, change):
     """A change of `ladders` with the values as they are and as they would be, and what it costs."""
     values = " and ".join(f"{name} {constants[name]} -> {value}" for name, value in change.items())
+    then = "and are left out if that is not enough" if constants.get("LONG_DOCUMENTS") == "drop" else "then the middle of their document"
     cost = {
         "PER_DEVICE_TRAIN_BATCH_SIZE": ": the same rows a step, slower",
         "GRADIENT_CHECKPOINTING": ": activations are computed again, about 30 % slower",
         "LOAD_IN_4BIT": ": about a quarter of the memory for weights",
-        "MAX_SEQ_LENGTH": ": a shorter context" if constants.get("PRETRAINING") else ": longer rows lose their oldest turns",
+        "MAX_SEQ_LENGTH": ": a shorter context" if constants.get("PRETRAINING") else f": longer rows lose their oldest turns, {then}",
         "LORA_R": ": a smaller adapter",
     }
     return values + cost.get(next(iter(change)), "")

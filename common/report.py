@@ -130,6 +130,9 @@ def training_sentences(facts):
         sentence = f"Over {losses[-1][0]:,} steps the training loss went from {figure(first)} to {figure(end)}"
         if len(held) > 1:
             sentence += f" and the held-out loss from {figure(held[0][1])} to {figure(held[-1][1])}"
+            perplexity = [y for _, y in history.series("eval_perplexity")]
+            if len(perplexity) > 1:
+                sentence += f" (perplexity {figure(perplexity[0])} to {figure(perplexity[-1])})"
             lowest = min(held, key=lambda point: point[1])
             if figure(lowest[1]) != figure(held[-1][1]):
                 sentence += f", lowest at step {lowest[0]:,} ({figure(lowest[1])})"
@@ -191,28 +194,48 @@ def data_view(data, run):
         weight = found.get("weight")
         cells = [count(found.get("rows")), f"{weight:g}" if is_number(weight) else "–", count(found.get("rows_after_weighting")), formats]
         files.append((name, cells))
-    splits, columns = [], ("rows", "groups", "tokens", "label_tokens")
-    for name, found in as_dict(data.get("splits")).items():
-        lengths = as_dict(as_dict(found).get("length_percentiles"))
-        cells = [count(as_dict(found).get(key)) for key in columns] + [count(lengths.get(key)) for key in ("50", "90", "99", "100")]
-        splits.append((name, cells + [count(as_dict(found).get(key)) for key in ("duplicates", "shortened", "dropped")]))
-    bad = [as_dict(row) for row in as_list(data.get("bad_rows"))[:10]]
+    bad, too_long = ([as_dict(row) for row in as_list(data.get(name))[:10]] for name in ("bad_rows", "too_long"))
     example = as_dict(data.get("example"))
     spans = [(s.get("label") is True, str(s.get("text") or "")) for s in as_list(example.get("spans")) if isinstance(s, dict)]
     spans = side_by_side.joined(spans)
     return {
         "files": files,
-        "splits": splits,
+        "splits": splits_view({name: as_dict(found) for name, found in as_dict(data.get("splits")).items()}, count),
         "rows_read": count(data.get("rows_read")) if "rows_read" in data else None,
         "bad_row_count": data.get("bad_row_count") if is_number(data.get("bad_row_count")) else len(bad),
         "too_long": count(data["too_long_count"]) if is_number(data.get("too_long_count")) and data["too_long_count"] else None,
-        "bad_rows": [(row.get("file", ""), row.get("line", ""), shorten(row.get("reason", ""), 300)) for row in bad],
+        "left_out": [(title, [(row.get("file", ""), row.get("line", ""), shorten(row.get("reason", ""), 300)) for row in rows])
+                     for title, rows in (("bad rows", bad), ("rows that are too long", too_long)) if rows],
         "padding": f"{100 * run['padding_share']:.1f} %" if is_number(run.get("padding_share")) else None,
         "split": run_facts.split_sentence(data),
         "example_id": shorten(example.get("id") or "", 120),
         "spans": [(label, shorten(text, MOST_OF_A_SPAN)) for label, text in spans[:MOST_SPANS]],
         "spans_left_out": max(0, len(spans) - MOST_SPANS),
-    }
+    }  # fmt: skip
+
+
+def splits_view(splits, count):
+    """The table of the splits, {"titles", "rows": [(name, [(figure, [further words])])]}; {} without any. count(value): a number in words.
+
+    What shortening took and how many rows were too long have columns only where there are any.
+    """
+    taken = {name: as_dict(found.get("taken")) for name, found in splits.items()}
+    columns = {"Rows": "rows", "Groups": "groups", "Tokens": "tokens", "Label tokens": "label_tokens"}
+    columns |= {"Length p50": "50", "p90": "90", "p99": "99", "longest": "100", "Duplicates": "duplicates", "Shortened": "shortened"}
+    columns |= {"Tokens taken": "taken"} if any(taken.values()) else {}
+    too_long = any(is_number(found.get("too_long")) and found["too_long"] for found in splits.values())
+    columns |= {"Dropped": "dropped"} | ({"Too long": "too_long"} if too_long else {})
+
+    def cell(name, found, key):
+        if key == "taken":
+            share, *ends = (taken[name].get(part) for part in ("share", "50", "100"))
+            if not is_number(share):
+                return ("0" if found.get("taken", 0) is None else "–", [])
+            return (count(taken[name].get("tokens")), [f"{100 * share:.1f} %", f"median {count(ends[0])}", f"most {count(ends[1])}"])
+        return (count(as_dict(found.get("length_percentiles")).get(key) if key.isdigit() else found.get(key)), [])
+
+    rows = [(name, [cell(name, found, key) for key in columns.values()]) for name, found in splits.items()]
+    return {"titles": list(columns), "rows": rows} if rows else {}
 
 
 @cache

@@ -85,7 +85,7 @@ KNOWN = {
         answers_only=True,
         num_hidden_layers=2,
         max_position_embeddings=8192,
-        steps=280,
+        steps=400,
         batch_size=8,
         learning_rate=5e-3,
     ),
@@ -149,6 +149,7 @@ def build(tiny, directory):
         num_key_value_heads=tiny.num_key_value_heads, max_position_embeddings=tiny.max_position_embeddings,
         rope_theta=tiny.rope_theta, tie_word_embeddings=tiny.tie_word_embeddings, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        **({"head_dim": tiny.hidden_size // tiny.num_attention_heads} if tiny.family == "qwen3" else {}),  # 128 otherwise
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
     batches = _answers(tokenizer, chats, tiny) if tiny.answers_only else _windows(torch.tensor(_training_ids(tokenizer, prose, chats)), tiny)

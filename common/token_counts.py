@@ -27,8 +27,9 @@ class TokenCounts:
     rows, tokens: of the training side, after weights and without the held-out share. lengths: tokens of its rows, integers, in
     the order of the files; of many rows some that stand for all, of each file as large a share as it has of the rows.
     shortened_share: of the rows that are longer than the recipe lets them be (in tokens and lengths they are cut).
-    unusable_share: of all rows those that training stops at or leaves out. source: how it was counted and what is to be known
-    of it, in words. validation_rows, validation_tokens: of the rows that pick the best checkpoint, half of the held-out share.
+    unusable_share: of all rows those that training stops at or leaves out, also for their length. source: how it was counted and
+    what is to be known of it, in words. validation_rows, validation_tokens: of the rows that pick the best checkpoint, half of the
+    held-out share.
     exact: whether all this is of every row as it is trained on; otherwise what is computed from it is about right.
     """
 
@@ -43,13 +44,14 @@ class TokenCounts:
     exact: bool = False
 
 
-def measure(files, max_length, held_out=0.0, tokenizer_directory=None, cached=None, seed=0, bad_rows="stop"):
+def measure(files, max_length, held_out=0.0, tokenizer_directory=None, cached=None, seed=0, bad_rows="stop", long_documents="shorten"):
     """`TokenCounts` of `files` ({path: weight}, JSONL) for rows of at most `max_length` tokens.
 
     held_out: share of the rows that is not trained on, taken off in proportion. tokenizer_directory: with tokenizer.json;
     without one four characters a token are assumed. cached: what `tokenised.find` returned; it is believed, and nothing else
     is read. bad_rows: "stop" or "skip", what training does with rows that it cannot use; the figures are without them, source
-    says it. The same files and seed give the same answer. Raises `Refusal` for a missing or empty file, for weights that are
+    says it. long_documents: with "drop" rows whose last exchange has more than `max_length` tokens are left out in place of
+    shortened. The same files and seed give the same answer. Raises `Refusal` for a missing or empty file, for weights that are
     all 0, and where no row that was looked at can be used.
     """
     if cached:
@@ -57,10 +59,12 @@ def measure(files, max_length, held_out=0.0, tokenizer_directory=None, cached=No
     chat_rows.require(files)
     sizes = {file: Path(file).stat().st_size for file, weight in files.items() if weight}
     counter, total = conversation_tokens.Counter(tokenizer_directory), sum(sizes.values())
-    found = [_of_file(file, size, total, counter, max_length, seed) for file, size in sizes.items()]
+    found = [_of_file(file, size, total, counter, max_length, seed, long_documents == "drop") for file, size in sizes.items()]
     if found and not any(len(f.lengths) for f in found):
-        raise Refusal(f"none of the {sum(f.counted for f in found):,} rows that were looked at can be used; {found[0].problem}")
-    usable = np.array([f.rows * (1 - f.unusable) for f in found])
+        too_long = f'they are longer than MAX_SEQ_LENGTH = {max_length}, and LONG_DOCUMENTS = "drop" leaves such rows out'
+        problem = next((f.problem for f in found if f.problem), too_long)
+        raise Refusal(f"none of the {sum(f.counted for f in found):,} rows that were looked at can be used; {problem}")
+    usable = np.array([f.rows * (1 - f.unusable - f.too_long) for f in found])
     rows = usable * [files[f.file] * (1 - held_out) for f in found]
     if round(rows.sum()) == 0:
         raise Refusal(f"the weights {files} leave no row to train on; give at least one file a larger weight")
@@ -69,12 +73,13 @@ def measure(files, max_length, held_out=0.0, tokenizer_directory=None, cached=No
     shares = [(f.lengths > max_length).mean() if len(f.lengths) else 0.0 for f in found]
     shortened = float(np.average(shares, weights=rows))
     kept = rows * min(1, KEPT / rows.sum())
+    unusable, too_long = np.average([(f.unusable, f.too_long) for f in found], axis=0, weights=[f.rows for f in found])
     return TokenCounts(
         rows=round(rows.sum()), tokens=round((rows * means).sum()),
         lengths=np.concatenate([_spread(c, max(1, round(k))) for c, k in zip(cut, kept, strict=True)]),
         shortened_share=shortened,
-        unusable_share=float(np.average([f.unusable for f in found], weights=[f.rows for f in found])),
-        source=_counted(found, counter.how, held_out) + _shortened(shortened) + _unusable(found, bad_rows),
+        unusable_share=float(unusable + too_long),
+        source=_counted(found, counter.how, held_out) + _shortened(shortened) + _too_long(too_long) + _unusable(found, bad_rows),
         validation_rows=round(usable.sum() * held_out / 2), validation_tokens=round((usable * means).sum() * held_out / 2),
     )  # fmt: skip
 
@@ -117,25 +122,31 @@ def tokenizer_directory(name, revision=None):
 
 @dataclass(frozen=True, eq=False)
 class _File:
-    """rows: of the file, all or estimated; lengths: tokens of those that can be used; counted: rows that were tokenised."""
+    """rows: of the file, all or estimated; lengths: tokens of those that can be used; counted: rows that were tokenised; unusable,
+    too_long: the shares of rows with a fault, and of rows that are left out for their length."""
 
     file: str
     rows: float
     lengths: np.ndarray
     counted: int
     unusable: float
+    too_long: float
     problem: str
 
 
 def _of_cache(cached):
     lengths, statistics = cached.lengths(), cached.statistics
-    splits, usable = statistics["splits"], statistics["rows_read"] - statistics["bad_row_count"]
+    splits, too_long = statistics["splits"], statistics.get("too_long_count", 0)
+    usable = statistics["rows_read"] - statistics["bad_row_count"] - too_long
     held_out = sum(splits[name]["rows"] for name in ("validation", "test") if name in splits) / usable
     validation = splits.get("validation", {"rows": 0, "tokens": 0})
     distinct = sum(f["rows_after_weighting"] / max(f["weight"], 1) for f in statistics["files"].values())  # "shortened" is of these
     shortened, unusable = splits["train"]["shortened"] / distinct, 1 - usable / statistics["rows_read"]
     source = "tokenised cache" + (f" of {_percent(1 - held_out)} of all {usable:,} rows (the others are held out)" if held_out else "")
-    left_out = f"; {statistics['bad_row_count']:,} rows ({_percent(unusable)}) cannot be used and are left out" if unusable else ""
+    left_out = "".join(
+        f"; {count:,} rows ({_percent(count / statistics['rows_read'])}) {what} and are left out" if count else ""
+        for count, what in ((too_long, "are longer than MAX_SEQ_LENGTH"), (statistics["bad_row_count"], "cannot be used"))
+    )
     kept = lengths
     if len(lengths) > KEPT_OF_CACHE:  # neighbours stay together, for they are packed together
         starts = np.linspace(0, len(lengths) - PACKED_TOGETHER, KEPT_OF_CACHE // PACKED_TOGETHER).astype(int)
@@ -146,8 +157,8 @@ def _of_cache(cached):
     )  # fmt: skip
 
 
-def _of_file(file, size, total, counter, max_length, seed):
-    """`_File` of one of the files, which has `size` of their `total` bytes.
+def _of_file(file, size, total, counter, max_length, seed, drop):
+    """`_File` of one of the files, which has `size` of their `total` bytes. drop: leave out what is too long in place of shortening it.
 
     The lengths in bytes of many lines are cheap, their tokens are not. So tokens are counted for rows spread evenly over the
     lines sorted by length, and each line has as many tokens per byte as the counted row that is nearest to it in that order.
@@ -175,17 +186,19 @@ def _of_file(file, size, total, counter, max_length, seed):
             problems[place] = str(reason)
             conversations.append(None)
     tokens = counter.count(conversations, whole=small)
-    too_long = f"leaves no room for a prompt in MAX_SEQ_LENGTH = {max_length}; answers are never cut"
-    for place, (_, least, answer) in zip(chosen, tokens, strict=True):
+    no_room = f"leaves no room for a prompt in MAX_SEQ_LENGTH = {max_length}; answers are never cut"
+    for place, (_, _, least, answer) in zip(chosen, tokens, strict=True):
         if np.rint(least) > max_length:
-            problems[place] = f"its answer has about {answer:,.0f} tokens and {too_long}"
-    lengths, least = np.empty((2, len(used)))
-    lengths[order], least[order] = (tokens[:, :2] / sizes[chosen, None])[nearest].T * sizes[order]
-    usable = lengths[np.rint(least) <= max_length]  # NaN is not
-    problem = f"{file}: an answer {too_long}" if len(usable) < len(used) else ""
+            problems[place] = f"its answer has about {answer:,.0f} tokens and {no_room}"
+    lengths, last, least = np.empty((3, len(used)))
+    lengths[order], last[order], least[order] = (tokens[:, :3] / sizes[chosen, None])[nearest].T * sizes[order]
+    possible = np.rint(least) <= max_length  # NaN is not
+    dropped = possible & (np.rint(last) > max_length) & drop
+    usable, unusable = lengths[possible & ~dropped], 1 - possible.mean()
+    problem = f"{file}: an answer {no_room}" if unusable else ""
     if problems:
         problem = f"{file}{f' line {used[min(problems)] + 1}' if whole else ''}: {problems[min(problems)]}"
-    return _File(file, rows, np.maximum(np.rint(usable), 1).astype(np.int64), counted, 1 - len(usable) / len(used), problem)
+    return _File(file, rows, np.maximum(np.rint(usable), 1).astype(np.int64), counted, unusable, dropped.mean(), problem)
 
 
 def _spread(values, count):
@@ -221,6 +234,11 @@ def _counted(found, how, held_out):
 
 def _shortened(share):
     return f"; {_percent(share)} of the rows are longer than MAX_SEQ_LENGTH and will be shortened" if share else ""
+
+
+def _too_long(share):
+    words = 'are longer than MAX_SEQ_LENGTH and will be left out (LONG_DOCUMENTS = "drop")'
+    return f"; {_percent(share)} of the rows {words}" if share else ""
 
 
 def _unusable(found, bad_rows):

@@ -174,7 +174,8 @@ def write_example_run(path, evaluated=True):
     write_json(run.run, RUN)
     lengths = {"50": 61, "90": 112, "99": 170, "100": 203}
     split = {"rows": 480, "groups": 96, "tokens": 33120, "label_tokens": 14022, "length_percentiles": lengths}
-    split |= {"duplicates": 3, "shortened": 2, "dropped": 0}
+    taken = {"tokens": 260, "share": 0.0078, "50": 130, "100": 170}
+    split |= {"duplicates": 3, "shortened": 2, "taken": taken, "dropped": 0, "too_long": 0}
     spans = [
         ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n", False),
         (QUESTIONS[0][0], False),

@@ -1,4 +1,4 @@
-"""The loss of long rows, computed in chunks, is that of all logits at once; so is what is learned from it, and the MLP in tiles.
+"""The loss of long rows, computed in chunks, is that of all logits at once, learned from or held out; so is the MLP in tiles.
 
 Unsloth patches other packages when it is imported: what it computes and what plain transformers compute are each of a process of its own.
 """
@@ -28,11 +28,12 @@ CHUNK = 16  # tokens, the fewest that Unsloth takes on a CPU
 
 
 def batches(labels):
-    """Two rows of random tokens, the first `labels` of them from the end learned: [{input_ids, labels}, …], lists of ints."""
+    """A row of random tokens for each of `labels`, of which that many at the end are learned: [{input_ids, labels, length}, …]."""
     draw, found = torch.Generator().manual_seed(0), []
     for count in labels:
         ids = torch.randint(10, VOCABULARY, (LENGTH,), generator=draw)
-        found.append({"input_ids": ids.tolist(), "labels": torch.where(torch.arange(LENGTH) < LENGTH - count, -100, ids).tolist()})
+        labels = torch.where(torch.arange(LENGTH) < LENGTH - count, -100, ids)
+        found.append({"input_ids": ids.tolist(), "labels": labels.tolist(), "length": LENGTH})
     return found
 
 
@@ -99,13 +100,16 @@ def plain(directory, home):
 
 
 def recipe(directory, home):
-    """{case: {loss, largest, chunks}} of one step of the recipe's trainer: two micro-batches through Unsloth's loss."""
+    """{case: {loss, largest, chunks, held_out}} of one step of the recipe's trainer, two micro-batches through Unsloth's loss, and of an
+    evaluation of the same rows: the step leaves the weights as they were."""
     import unsloth  # noqa: F401, I001 - first, as in the recipe
     from datasets import Dataset
     from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
     from unsloth import FastLanguageModel
     from unsloth_zoo.cpu import ops
+
+    from common.held_out_loss import HeldOutLoss
 
     chunks, softmax, found = [], ops._softmax_without_collapse, {}
     ops._softmax_without_collapse = lambda logits, *rest, **more: chunks.append(len(logits)) or softmax(logits, *rest, **more)
@@ -119,17 +123,21 @@ def recipe(directory, home):
             self.gradients = gradients(model)
 
     for case, counts in LABELS.items():
-        args = SFTConfig(output_dir=str(home), max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=2, max_grad_norm=0,
-                         bf16=False, learning_rate=0.0, gradient_checkpointing=True, max_length=LENGTH, packing=False, loss_type="nll",
-                         dataset_kwargs={"skip_prepare_dataset": True}, save_strategy="no", logging_steps=1, report_to="none",
-                         disable_tqdm=True)  # fmt: skip
-        trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(batches(counts)), processing_class=tokenizer)
+        args = SFTConfig(output_dir=str(home), max_steps=1, per_device_train_batch_size=1, per_device_eval_batch_size=1,
+                         gradient_accumulation_steps=2, max_grad_norm=0, bf16=False, learning_rate=0.0, gradient_checkpointing=True,
+                         max_length=LENGTH, packing=False, loss_type="nll", dataset_kwargs={"skip_prepare_dataset": True},
+                         save_strategy="no", logging_steps=1, report_to="none", prediction_loss_only=True, disable_tqdm=True)  # fmt: skip
+        rows = Dataset.from_list(batches(counts))
+        trainer = HeldOutLoss(model=model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
         keep, _ = Keep(), chunks.clear()
         trainer.add_callback(keep)
         with Largest() as largest:
             trainer.train()
         save_file(keep.gradients, home / f"recipe {case}.safetensors")
         found[case] = {"loss": trainer.state.log_history[0]["loss"], "largest": largest.numbers, "chunks": list(chunks)}
+        with Largest() as largest:
+            judged = trainer.evaluate()
+        found[case]["held_out"] = {"loss": judged["eval_loss"], "perplexity": judged["eval_perplexity"], "largest": largest.numbers}
     return found
 
 
@@ -240,6 +248,14 @@ def test_the_loss_is_made_in_chunks_and_no_logits_of_a_row_exist(both, case):
     logits = LENGTH * VOCABULARY
     assert plainly["largest"] >= logits - VOCABULARY
     assert ours["largest"] < logits / 4
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_a_held_out_loss_is_that_of_every_label_token_and_makes_no_logits_of_a_row(both, case):
+    plainly, ours = both[0][case], both[1][case]["held_out"]
+    assert ours["loss"] == pytest.approx(plainly["loss"], rel=2e-6)
+    assert ours["perplexity"] == pytest.approx(math.exp(plainly["loss"]), rel=1e-4)
+    assert ours["largest"] < LENGTH * VOCABULARY / 4
 
 
 def in_chunks(count):

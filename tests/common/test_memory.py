@@ -62,6 +62,15 @@ def test_the_order_and_the_values():
     assert memory.ladders({"LORA_R": 32, "LORA_ALPHA": 64})[0] == [{"LORA_R": 16, "LORA_ALPHA": 32}, {"LORA_R": 8, "LORA_ALPHA": 16}]
 
 
+def test_what_becomes_of_longer_rows_is_said():
+    for more, said in (
+        ({}, "longer rows lose their oldest turns, then the middle of their document"), ({"PRETRAINING": True}, "a shorter context"),
+        ({"LONG_DOCUMENTS": "shorten"}, "longer rows lose their oldest turns, then the middle of their document"),
+        ({"LONG_DOCUMENTS": "drop"}, "longer rows lose their oldest turns, and are left out if that is not enough"),
+    ):  # fmt: skip
+        assert memory.in_words(SETTINGS | more, {"MAX_SEQ_LENGTH": 1024}) == f"MAX_SEQ_LENGTH 2048 -> 1024: {said}"
+
+
 def test_an_evaluation_comes_first():
     with pytest.raises(Refusal) as refused, memory.advice(**SETTINGS):
         raise MemoryError

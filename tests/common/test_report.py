@@ -1,6 +1,7 @@
 """The report says what the files say, shows everything as text, and is written whatever is missing."""
 
 import json
+import math
 import random
 import re
 import subprocess
@@ -178,9 +179,41 @@ def test_without_a_split_by_nothing_is_said_to_be_unseen(run):
 
 
 def test_rows_that_were_too_long_are_told(run):
-    assert "more tokens than" not in page_of(run).text
-    change(run.data, too_long_count=1_234)
-    assert "1,234 rows have more tokens than MAX_SEQ_LENGTH and were left out." in page_of(run).text
+    plain = page_of(run).text
+    assert "more tokens than" not in plain and "Too long" not in plain and "The first rows that are too long" not in plain
+    splits, reason = read_json(run.data)["splits"], "it has 9,000 tokens, more than MAX_SEQ_LENGTH = 256"
+    splits["train"] |= {"dropped": 1_235, "too_long": 1_234}
+    change(run.data, splits=splits, too_long_count=1_234, too_long=[{"file": "a.jsonl", "line": 7, "reason": reason}])
+    text = page_of(run).text
+    assert "1,234 rows have more tokens than MAX_SEQ_LENGTH and were left out." in text
+    assert "DroppedToo long" in text and "1,2351,234 validation" in text
+    assert text.index("The first bad rows") < text.index("The first rows that are too long") < text.index(reason)
+    change(run.data, too_long_count=1, bad_row_count=1)
+    assert "1 bad row was left out. 1 row has more tokens than MAX_SEQ_LENGTH and was left out." in page_of(run).text
+
+
+def test_what_shortening_took_is_told_for_each_split(run):
+    splits = read_json(run.data)["splits"]
+    splits["train"]["taken"] = {"tokens": 1_234_567, "share": 0.0832, "50": 12_345, "100": 234_567}
+    splits["validation"]["taken"] = None
+    del splits["test"]["taken"]  # as runs of before have it
+    change(run.data, splits=splits)
+    page, cells = page_of(run), re.compile('<th scope="row">(train|validation|test)</th>(.*?)</tr>', re.S)
+    assert "ShortenedTokens takenDropped" in page.text
+    found = {name: re.findall("<td>(.*?)</td>", row)[10:12] for name, row in cells.findall(run.report.read_text(encoding="utf-8"))}
+    assert found == {
+        "train": ["1,234,567<small>8.3 %</small><small>median 12,345</small><small>most 234,567</small>", "0"],
+        "validation": ["0", "0"], "test": ["–", "0"],
+    }  # fmt: skip
+    change(run.data, splits={name: split | {"taken": None} for name, split in splits.items()})
+    assert "Tokens taken" not in page_of(run).text
+
+
+def test_perplexity_is_told_beside_the_held_out_loss_where_training_measured_it(run):
+    assert "(perplexity" not in page_of(run).text
+    judged_then = [{"step": s, "eval_loss": 1.5 / s, "eval_perplexity": math.exp(1.5 / s)} for s in (3, 4)]
+    write_metrics(run, metrics_lines(3, 1) + judged_then)
+    assert "and the held-out loss from 0.50 to 0.38 (perplexity 1.65 to 1.45)." in page_of(run).text
 
 
 def test_notes_are_shown_on_a_gpu_too(run):

@@ -217,7 +217,7 @@ def test_rows_that_training_refuses_are_unusable_and_no_others(model, tmp_path):
             refused[number] = str(reason)
     counter = conversation_tokens.Counter(model)
     assert [n for n, messages in enumerate(conversations) if counter.control_token(messages)] == [7]
-    _, least, answer = counter.count(conversations).T
+    _, last, least, answer = counter.count(conversations).T
     unusable = set(np.flatnonzero(np.rint(least) > limit)) | {7}
     assert len(unusable ^ set(refused)) <= 2, "a token at a seam may decide"
     assert 30 < len(refused) < 220, "both kinds must be there, or the test says nothing"
@@ -229,6 +229,22 @@ def test_rows_that_training_refuses_are_unusable_and_no_others(model, tmp_path):
     assert counts.unusable_share == len(unusable) / 250
     assert f"{file} line {min(unusable) + 1}: its answer has about " in counts.source
     assert f"tokens and leaves no room for a prompt in MAX_SEQ_LENGTH = {limit}; answers are never cut" in counts.source
+    dropped = []
+    for number, messages in enumerate(conversations):
+        try:
+            chat_text.encode(tokenizer, messages, limit, long_documents="drop")
+        except chat_text.TooLong:
+            dropped.append(number)
+        except chat_rows.BadRow:
+            assert number in refused
+    too_long = set(np.flatnonzero(np.rint(last) > limit)) - unusable
+    assert len(too_long ^ set(dropped)) <= 2 and len(dropped) > 30
+    left = token_counts.measure({str(file): 1.0}, limit, tokenizer_directory=model, long_documents="drop")
+    assert left.rows == 250 - len(unusable) - len(too_long) == len(left.lengths)
+    assert left.unusable_share == pytest.approx((len(unusable) + len(too_long)) / 250)
+    assert (left.lengths == limit).sum() >= round(left.shortened_share * left.rows) > 0, "without their oldest turns they fit"
+    said = f'% of the rows are longer than MAX_SEQ_LENGTH and will be left out (LONG_DOCUMENTS = "drop"); {len(unusable)} of them'
+    assert said in left.source
     (tmp_path / "one.jsonl").write_text("".join(json.dumps({"messages": conversations[n]}) + "\n" for n in (7, 7)))
     with pytest.raises(Refusal, match=r"line 1: it holds the control token <\|eot_id\|> as text"):
         token_counts.measure({str(tmp_path / "one.jsonl"): 1.0}, 2048, tokenizer_directory=model)
@@ -244,6 +260,25 @@ def test_answers_that_are_too_long_are_told_from_a_sample(tmp_path, monkeypatch)
     assert counts.unusable_share == pytest.approx(0.25, abs=0.02)
     assert counts.rows == pytest.approx(600, abs=15) and counts.lengths.max() < 30
     assert "training will stop there" in counts.source and "its answer has about 1,500 tokens" in counts.source
+
+
+def test_documents_that_are_too_long_are_shortened_or_left_out_as_the_recipe_does(tmp_path, monkeypatch):
+    file = write_rows(tmp_path / "rows.jsonl", [100] * 60 + [4000] * 40)
+    shortened, dropped = (token_counts.measure({file: 2.0}, 500, long_documents=what) for what in ("shorten", "drop"))
+    assert (shortened.rows, shortened.tokens) == (200, 120 * tokens_of(100) + 80 * 500)
+    assert (dropped.rows, dropped.tokens, dropped.lengths.max()) == (120, 120 * tokens_of(100), tokens_of(100))
+    assert (shortened.shortened_share, shortened.unusable_share) == pytest.approx((0.4, 0.0))
+    assert (dropped.shortened_share, dropped.unusable_share) == pytest.approx((0.0, 0.4))
+    assert "; 40% of the rows are longer than MAX_SEQ_LENGTH and will be shortened" in shortened.source
+    assert '; 40% of the rows are longer than MAX_SEQ_LENGTH and will be left out (LONG_DOCUMENTS = "drop")' in dropped.source
+    monkeypatch.setattr(token_counts, "SMALL", 0)
+    sampled = token_counts.measure({write_rows(tmp_path / "many.jsonl", [100] * 600 + [4000] * 400): 1.0}, 500, long_documents="drop")
+    assert sampled.rows == pytest.approx(600, abs=20) and sampled.lengths.max() <= tokens_of(100) + 1
+    alone = write_rows(tmp_path / "long.jsonl", [4000] * 3)
+    with pytest.raises(Refusal, match='none of the 3 rows .* used; they are longer than MAX_SEQ_LENGTH = 500, and LONG_DOCUMENTS = "drop"'):
+        token_counts.measure({alone: 1.0}, 500, long_documents="drop")
+    with pytest.raises(Refusal, match="longer than MAX_SEQ_LENGTH"):
+        token_counts.measure({alone: 1.0}, 500, long_documents="drop", bad_rows="skip")
 
 
 def test_what_cannot_be_counted_is_refused(tmp_path):
@@ -288,6 +323,13 @@ def test_of_a_cache_all_lengths_are_kept_and_packed():
         "will be shortened; 1,000 rows (1%) cannot be used and are left out"
     )
     assert token_counts.measure({}, 2048, cached=cache_of(lengths)).source.startswith("tokenised cache; 10% of the rows")
+    with_long_ones = cache_of(lengths, **held_out)
+    with_long_ones.statistics |= {"rows_read": 103_000, "too_long_count": 3000}
+    counts = token_counts.measure({}, 2048, cached=with_long_ones)
+    assert counts.unusable_share == pytest.approx(4 / 103) and counts.source.startswith("tokenised cache of 90% of all 99,000 rows")
+    assert counts.source.endswith(
+        "; 3,000 rows (2.91%) are longer than MAX_SEQ_LENGTH and are left out; 1,000 rows (0.971%) cannot be used and are left out"
+    )
 
 
 def test_of_very_many_rows_so_many_lengths_are_kept_that_stand_for_them(monkeypatch):

@@ -1,5 +1,6 @@
 """The committed sample data: what the generator writes, correct, split by family, and unseen by the base model's text."""
 
+import calendar
 import json
 import re
 import subprocess
@@ -16,6 +17,8 @@ MTG = (
     *("mtg_scryfall.json", "mtg_rulings.json", "mtg_atomic.json", "mtg_base_chats.jsonl"),
     *("mtg_facts/train.jsonl", "mtg_facts/valid.jsonl", "mtg_facts/test.jsonl"),
 )
+LONG_CASES = ("legal_summaries/train.jsonl", "legal_summaries/valid.jsonl", "legal_summaries/test.jsonl")
+LEGAL = ("legal_cases.jsonl", "legal_base_chats.jsonl", *LONG_CASES)
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?!\w)")
 FINAL = re.compile(r"So the [^.]*? (?:is|are) (-?[\d.]+)(?: to (-?[\d.]+))?(?: percent)?\. Source: ")
 
@@ -139,7 +142,7 @@ def recomputed(row):
 
 def test_committed_files_are_what_the_generator_writes_now(tmp_path):
     subprocess.run([sys.executable, str(SAMPLES / "generate.py"), str(tmp_path)], check=True)
-    for name in (*SETS, "base_prose.txt", "base_chats.jsonl", *MTG):
+    for name in (*SETS, "base_prose.txt", "base_chats.jsonl", *MTG, *LEGAL):
         assert (tmp_path / name).read_bytes() == (SAMPLES / name).read_bytes(), f"samples/{name}: run python samples/generate.py"
 
 
@@ -307,3 +310,84 @@ def test_the_base_knows_every_wording_of_the_facts_and_none_of_the_facts(mtg):
     assert len(times) == 24 and max(times.values()) <= 1.2 * min(times.values())
     facts = [row for side in ("train", "valid", "test") for row in rows(f"mtg_facts/{side}.jsonl")]
     assert {row["messages"][0]["content"].replace(row["card"], "{name}") for row in facts} == set(times)
+
+
+# Invented case files
+
+PARTS = {"beginning": ("claimant", "judge"), "middle": ("expert", "witness"), "end": ("trustee", "clerk")}
+REACH = {"beginning": (0.0, 0.2), "middle": (0.4, 0.6), "end": (0.8, 1.0)}  # of a document's characters
+PART = re.compile(r"\b(claimant|judge|expert|witness|trustee|clerk)\b(?: ([A-Z][a-z]+))?", re.I)
+STARTS = {
+    *("A", "All", "Both", "Brought", "Counsel", "Evidence", "It"),
+    *("No", "Nobody", "On", "Outcome", "Over", "Pages", "The", "There"),
+}
+
+
+def cases(name):
+    """(document, summary, facts or None) of the rows of one of the `LEGAL` files."""
+    for row in rows(name):
+        if "input" in row:
+            assert set(row) == {"input", "output", "facts"}
+            yield row["input"], row["output"], row["facts"]
+        else:
+            roles, texts = zip(*((message["role"], message["content"]) for message in row["messages"]), strict=True)
+            assert roles == ("system", "user", "assistant") and texts[0] == "You are a legal assistant."
+            yield *texts[1:], row.get("facts")
+
+
+def named(text):
+    """{part: (name, where in the text it stands, from 0 to 1)}; each part once and with its name."""
+    found = PART.findall(text)
+    assert sorted(part for part, _ in found) == sorted(sum(PARTS.values(), ())), text
+    return {match[1]: (match[2], match.start() / len(text)) for match in PART.finditer(text)}
+
+
+@pytest.mark.parametrize("name", LEGAL)
+def test_each_fact_stands_once_in_the_document_at_its_place_and_in_the_summary(name):
+    for document, summary, facts in cases(name):
+        said, summed_up = named(document), named(summary)
+        names = {part: who for part, (who, _) in said.items()}
+        assert len(set(names.values())) == 6 and names == {part: who for part, (who, _) in summed_up.items()}
+        if name == "legal_base_chats.jsonl":  # of a few sentences: in their order
+            ends = [[said[part][1] for part in parts] for parts in PARTS.values()]
+            assert facts is None and max(ends[0]) < min(ends[1]) and max(ends[1]) < min(ends[2])
+            continue
+        assert facts == {place: [names[part] for part in parts] for place, parts in PARTS.items()}
+        for place, parts in PARTS.items():
+            assert all(REACH[place][0] <= said[part][1] <= REACH[place][1] for part in parts), (place, document[:100])
+
+
+def test_no_case_is_in_two_files_or_twice_in_one():
+    words = {name: [" ".join(document.casefold().split()) for document, _, _ in cases(name)] for name in LEGAL}
+    every = [document for documents in words.values() for document in documents]
+    assert len(set(every)) == len(every) and [len(words[name]) for name in LONG_CASES] == [160, 12, 24]
+    assert max(map(len, words["legal_base_chats.jsonl"])) < min(len(document) for name in LONG_CASES for document in words[name])
+    summaries = {name: {summary for _, summary, _ in cases(name)} for name in LEGAL}
+    held_out = summaries["legal_summaries/valid.jsonl"] | summaries["legal_summaries/test.jsonl"]
+    assert len(held_out) == 36 and not held_out & (summaries["legal_summaries/train.jsonl"] | summaries["legal_base_chats.jsonl"])
+    paragraphs = [{p for document, _, _ in cases(name) for p in document.split("\n\n") if p.count(". ") > 2} for name in LEGAL]
+    assert sum(map(len, paragraphs)) == len(set().union(*paragraphs)) > 1000
+
+
+def test_all_people_of_the_cases_are_invented_and_nobody_is_always_the_same(monkeypatch):
+    monkeypatch.syspath_prepend(str(SAMPLES))
+    import legal_cases
+
+    plays, shown = {}, set()
+    for name in LEGAL:
+        for document, summary, _ in cases(name):
+            shown |= set(re.findall(r"\b[A-Z]\w*", document + " " + summary))
+            for part, (who, _) in named(document).items():
+                plays.setdefault(who, set()).add(part)
+    assert shown - STARTS - set(calendar.month_name) <= set(legal_cases.NAMES)
+    assert len(set(legal_cases.NAMES)) == len(legal_cases.NAMES) == 144
+    assert set(plays) == set(legal_cases.NAMES) and all(len(parts) == 6 for parts in plays.values()), "a name must not tell its part"
+
+
+def test_cases_are_the_same_ones_for_a_seed_and_the_files_small(monkeypatch):
+    monkeypatch.syspath_prepend(str(SAMPLES))
+    import legal_cases
+
+    for make in (legal_cases.raw_rows, lambda seed: list(legal_cases.base_rows(seed))[:50], lambda seed: dict(legal_cases.long_rows(seed))):
+        assert make(3) == make(3) != make(4)
+    assert size(*LEGAL) < 3_500_000
