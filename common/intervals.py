@@ -1,10 +1,16 @@
 """Warmup and intervals that fit the steps a run has: a warmup that ends, evaluations and checkpoints that come."""
 
+from common import plan
 from common.refusal import Refusal
 
 WARMUP = 0.1  # of the steps, where the constant leaves it open
 LONGEST_WARMUP = 100  # steps
 QUARTERS = 4  # evaluations and checkpoints of a run that is too short for its intervals
+
+
+def steps(rows, rows_per_step, epochs, max_steps):
+    """Optimiser steps of a run, as `plan.steps_of` counts them."""
+    return plan.steps_of(rows, 0, rows_per_step, epochs, max_steps)["steps"]
 
 
 def fit(steps, warmup_steps, eval_steps, save_steps):
@@ -14,8 +20,8 @@ def fit(steps, warmup_steps, eval_steps, save_steps):
     steps. Raises `Refusal` for a warmup that would not end.
     """
     if warmup_steps is not None and warmup_steps >= steps:
-        raise Refusal(f"WARMUP_STEPS is {warmup_steps}, and the run has {steps} steps, so LEARNING_RATE would never be reached; take fewer, "
-                      "or None for a tenth of them")  # fmt: skip
+        raise Refusal(f"WARMUP_STEPS is {warmup_steps}, and the run has {steps} steps, so LEARNING_RATE would never be reached; take "
+                      "fewer, or None for a tenth of them")  # fmt: skip
     found, said = {"warmup_steps": warmup_steps, "eval_steps": eval_steps, "save_steps": save_steps}, []
     if warmup_steps is None:
         found["warmup_steps"] = min(LONGEST_WARMUP, round(WARMUP * steps))
@@ -27,6 +33,7 @@ def fit(steps, warmup_steps, eval_steps, save_steps):
             found[name] = short
     if found["save_steps"] % found["eval_steps"]:
         whole = max(1, found["save_steps"] // found["eval_steps"]) * found["eval_steps"]
-        said.append(f"SAVE_STEPS is {whole} in place of {found['save_steps']}, a multiple of {found['eval_steps']}: each checkpoint has a loss")
+        said.append(f"SAVE_STEPS is {whole} in place of {found['save_steps']}, a multiple of {found['eval_steps']}, so that each "
+                    "checkpoint has a held-out loss")  # fmt: skip
         found["save_steps"] = whole
     return found, said

@@ -43,7 +43,7 @@ def load(name, max_seq_length, load_in_4bit, revision=None, gradient_checkpointi
             use_exact_model_name=True,  # else Unsloth takes a pre-quantised copy, into which nothing can be merged in 16 bit
             unsloth_tiled_mlp=tiled_mlp, **scaling,
         )  # fmt: skip
-        if tiled_mlp and torch.cuda.is_available() and os.environ.get("WORLD_SIZE") == "1":  # under ZeRO; for several ranks Unsloth does it itself
+        if tiled_mlp and torch.cuda.is_available() and os.environ.get("WORLD_SIZE") == "1":  # ZeRO; for more ranks Unsloth does it
             from unsloth.models._tiled_mlp_ddp import patch_tiled_mlp_for_ddp
 
             patch_tiled_mlp_for_ddp()

@@ -56,9 +56,9 @@ def require(directory, max_seq_length, model_name):
     if max_seq_length > found.longest:
         factor = -(-max_seq_length // (found.pretrained or found.declared))
         raise Refusal(
-            f"MAX_SEQ_LENGTH is {max_seq_length:,}, and the config.json of {model_name} allows {found.longest:,} positions; lower it, or have "
-            f"positions scaled: in a copy of the model write \"rope_scaling\": {{\"rope_type\": \"yarn\", \"factor\": {factor}.0, "
-            f"\"original_max_position_embeddings\": {found.pretrained or found.declared}}} into config.json, and name the copy as MODEL_NAME"
+            f"MAX_SEQ_LENGTH is {max_seq_length:,}, and the config.json of {model_name} allows {found.longest:,} positions; lower it, or "
+            f'have positions scaled: in a copy of the model write "rope_scaling": {{"rope_type": "yarn", "factor": {factor}.0, '
+            f'"original_max_position_embeddings": {found.pretrained or found.declared}}} into config.json, and name the copy as MODEL_NAME'
         )
     if not found.scaling:
         return None
@@ -70,6 +70,7 @@ def require(directory, max_seq_length, model_name):
     if found.pretrained and max_seq_length > found.pretrained and found.kind != "llama3":
         say_once(
             f"warning: {model_name} was pretrained on {found.pretrained:,} positions; up to {max_seq_length:,} they are scaled by "
-            f"{found.kind}, factor {found.scaling.get('factor')}, as its config.json asks. Shorter rows are scaled too: serve it with this config"
+            f"{found.kind}, factor {found.scaling.get('factor')}, as its config.json asks. Shorter rows are scaled too: serve it with this "
+            "config"
         )
     return found.scaling if max_seq_length > found.declared else None

@@ -152,7 +152,7 @@ def build(tiny, directory):
         **({"head_dim": tiny.hidden_size // tiny.num_attention_heads} if tiny.family == "qwen3" else {}),  # 128 otherwise
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
-    batches = _answers(tokenizer, chats, tiny) if tiny.answers_only else _windows(torch.tensor(_training_ids(tokenizer, prose, chats)), tiny)
+    batches = _answers(tokenizer, chats, tiny) if tiny.answers_only else _windows(_training_ids(tokenizer, prose, chats), tiny)
     loss = _pretrain(model, batches, tiny)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.to(torch.bfloat16).save_pretrained(directory)
@@ -196,7 +196,7 @@ def _windows(ids, tiny):
     """Batches of random windows of `ids`, every token a label."""
     import torch
 
-    generator = torch.Generator().manual_seed(tiny.seed)
+    ids, generator = torch.tensor(ids), torch.Generator().manual_seed(tiny.seed)
     while True:
         starts = torch.randint(len(ids) - tiny.length, (tiny.batch_size,), generator=generator)
         batch = torch.stack([ids[s : s + tiny.length] for s in starts])

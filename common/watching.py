@@ -58,8 +58,8 @@ def not_covered(packing, tiled_mlp=None):
     if tiled_mlp is not None:
         tiled = ", without its tiled MLP" if tiled_mlp else ""
         return [
-            f"no GPU: Unsloth trains on the CPU with plain AdamW, layer inputs kept where they are{tiled} and without its GPU kernels; those "
-            "parts of the recipe are not exercised by this run"
+            f"no GPU: Unsloth trains on the CPU with plain AdamW, layer inputs kept where they are{tiled} and without its GPU kernels; "
+            "those parts of the recipe are not exercised by this run"
         ]
     return [
         "no GPU: Unsloth trains on the CPU with plain AdamW in place of paged 8-bit AdamW, rows grouped by length in place of packing, and "

@@ -44,10 +44,11 @@ class _ZeroOptimization(BaseModel):
     stage3_param_persistence_threshold: float = _size(1e5)
 
 
-def check(path, **constants):
+def check(path, most=3, **constants):
     """The JSON in `path` when it contradicts no constant; `Refusal` naming both values when it does. "auto" is the constants' to decide.
 
-    constants: {JSON key, nested with __: value}, for example gradient_clipping=1.0, bf16__enabled=True.
+    constants: {JSON key, nested with __: value}, for example gradient_clipping=1.0, bf16__enabled=True. most: as of `facts`, whose
+    `Refusal`s are raised here too.
     """
     if not os.path.exists(path):
         raise Refusal(f"DS_CONFIG names {path}, which does not exist; {FIX}")
@@ -64,6 +65,7 @@ def check(path, **constants):
         if found not in ("auto", wanted):
             name = key.replace("__", ".")
             raise Refusal(f'{path} says {name} = {found!r}, the constants say {wanted!r}; write "auto" there, or change the constant')
+    facts(config, path, hidden_size=1, most=most)
     return config
 
 

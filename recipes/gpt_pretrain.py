@@ -107,12 +107,12 @@ def main(**overrides):
 
     def ds_json():
         return zero.check(
-            DS_CONFIG, gradient_accumulation_steps=accumulation, gradient_clipping=MAX_GRAD_NORM, train_batch_size=TRAIN_BATCH_SIZE,
+            DS_CONFIG, most=2, gradient_accumulation_steps=accumulation, gradient_clipping=MAX_GRAD_NORM, train_batch_size=TRAIN_BATCH_SIZE,
             train_micro_batch_size_per_gpu=PER_DEVICE_TRAIN_BATCH_SIZE, bf16__enabled=bf16, fp16__enabled=not bf16,
         )  # fmt: skip
 
     def job(vocab_size=None):  # what decides memory and time; the constants of this file are in it by their names
-        shared = zero.facts(ds_json(), DS_CONFIG, sizes().hidden_size, alone=True, most=2)
+        shared = zero.facts(ds_json(), DS_CONFIG, sizes().hidden_size, alone=True)
         return Job.of(sizes(vocab_size), settings.values, loss="gpt", pretraining=True, packing=True, dropout=DROPOUT, zero=shared,
                       save_steps=SAVE_STEPS or 500, eval_steps=EVAL_STEPS if VALIDATION_FILES else None)  # fmt: skip
 

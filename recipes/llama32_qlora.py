@@ -114,7 +114,7 @@ def main(**overrides):
     prepared = {name: settings.values[name] for name in ("TRAIN_FILES", "HELD_OUT", "SPLIT_BY", "SEED", "BAD_ROWS", "MAX_SEQ_LENGTH")}
 
     def ds_json():
-        return zero.check(DS_CONFIG, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
+        return zero.check(DS_CONFIG, most=2, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
                           train_micro_batch_size_per_gpu=PER_DEVICE_TRAIN_BATCH_SIZE, bf16__enabled=True)  # fmt: skip
 
     def job(name, sharded=True):  # what decides memory and time; the constants of this file are in it by their names

@@ -115,7 +115,6 @@ def main(**overrides):
             fp16__enabled=False, train_micro_batch_size_per_gpu=PER_DEVICE_TRAIN_BATCH_SIZE,
             train_batch_size="auto" if settings.plan else rows,
         )  # fmt: skip
-        zero.facts(ds_config, DS_CONFIG, hidden_size=1)  # a stage that there is not is said now as well
 
     def job(name, *_):  # what decides memory and time; the constants of this file are in it by their names
         model = hub.known_dimensions(name, MODEL_REVISION)

@@ -1,6 +1,6 @@
 """LoRA of Qwen3-4B-Instruct on whole legal cases of up to 262,144 tokens: it reads the document and learns the summary alone.
 
-    python prepare/legal_summaries.py --train data/lexsumm/train.jsonl      LexSumm, BillSum, Multi-LexSum, GovReport -> data/legal_summaries/
+    python prepare/legal_summaries.py --train data/lexsumm/train.jsonl    LexSumm, BillSum, Multi-LexSum or GovReport: writes the data
     python recipes/qwen3_4b_longctx.py                       starts itself on all GPUs of this machine; four H100 are what it is meant for
     python recipes/qwen3_4b_longctx.py --tiny                the same code on a CPU, in two minutes
     python recipes/qwen3_4b_longctx.py --plan                memory, time and cost beforehand
@@ -20,8 +20,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common import chat_rows, constants, forecast, hub, intervals, launch, log, memory, mixing, plan, positions, resume, run_directory
-from common import tokenised, versions, zero
+from common import chat_rows, constants, forecast, hub, intervals, launch, log, memory, mixing, positions, resume, tokenised, versions, zero
 from common.constants import Share
 from common.job import Job, Zero
 
@@ -56,8 +55,8 @@ WARMUP_STEPS: NonNegativeInt | None = None  # None: a tenth of the steps, at mos
 OPTIM: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"  # 8 bytes a parameter, 1.1 GB, divided among the GPUs by ZeRO-2
 WEIGHT_DECAY: NonNegativeFloat = 0.01
 MAX_GRAD_NORM: NonNegativeFloat = 1.0  # 0 turns clipping off
-GRADIENT_CHECKPOINTING: Literal["unsloth", "true", "none"] = "unsloth"  # "true" keeps them on the GPU: 41 GiB more at full length, which 80 do not have
-TILED_MLP: bool = True  # False takes 3.7 GiB more at full length and computes the MLP twice in place of three times. GPUs alone
+GRADIENT_CHECKPOINTING: Literal["unsloth", "true", "none"] = "unsloth"  # "true": on the GPU, 43 GiB more at full length
+TILED_MLP: bool = True  # False takes 3.9 GiB more at full length and computes the MLP twice in place of three times. GPUs alone
 SEED: NonNegativeInt = 42  # of the adapter's start, the weighting and the order of rows
 DATALOADER_NUM_WORKERS: NonNegativeInt = 4  # processes a GPU that make batches: about 50 MB of /dev/shm, of which a container has 64
 DS_CONFIG: str = "ds_configs/qwen3_4b_longctx.json"  # ZeRO-2, for several ranks. Buckets of 5e7: 100 MB each; see the README
@@ -114,12 +113,12 @@ def main(**overrides):
     prepared = {name: settings.values[name] for name in names}
 
     def ds_json():
-        return zero.check(DS_CONFIG, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
+        return zero.check(DS_CONFIG, most=2, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
                           train_micro_batch_size_per_gpu=PER_DEVICE_TRAIN_BATCH_SIZE, bf16__enabled=True)  # fmt: skip
 
     def job(name, sharded=True):  # what decides memory and time; the constants of this file are in it by their names
         model = hub.known_dimensions(name, MODEL_REVISION)
-        shared = zero.facts(ds_json(), DS_CONFIG, model.hidden_size, most=2) if sharded else Zero()
+        shared = zero.facts(ds_json(), DS_CONFIG, model.hidden_size) if sharded else Zero()
         return Job.of(model, settings.values, kernels="unsloth", loss="unsloth", zero=shared, load_best_model_at_end=False,
                       eval_steps=EVAL_STEPS if VALIDATION_FILE else None)  # fmt: skip
 
@@ -151,8 +150,8 @@ def main(**overrides):
     data = tokenised.once(prepare, files, directory, **prepared)  # once for all ranks
     log.say_once(tokenised.describe(data.statistics))
     forecast.announce(expected, MODEL_NAME, data)
-    rows, rows_per_step = data.statistics["splits"]["train"], PER_DEVICE_TRAIN_BATCH_SIZE * GRADIENT_ACCUMULATION_STEPS * launch.ranks(settings)
-    there_are = plan.steps_of(rows["rows"], rows["tokens"], rows_per_step, NUM_TRAIN_EPOCHS, MAX_STEPS)["steps"]
+    rows_per_step = PER_DEVICE_TRAIN_BATCH_SIZE * GRADIENT_ACCUMULATION_STEPS * launch.ranks(settings)
+    there_are = intervals.steps(data.statistics["splits"]["train"]["rows"], rows_per_step, NUM_TRAIN_EPOCHS, MAX_STEPS)
     fitted, said = intervals.fit(there_are, WARMUP_STEPS, EVAL_STEPS, SAVE_STEPS)
     log.say_once("\n".join(said))
     launch.prepare_process()
@@ -163,7 +162,7 @@ def main(**overrides):
     import unsloth  # noqa: F401, I001 - the first heavy import, before trl, transformers and peft: it patches them
     from trl import SFTConfig
 
-    from common import batches, checkpoints, held_out_loss, merging, model_card, models, report, tracking, watching
+    from common import batches, checkpoints, held_out_loss, merging, model_card, models, report, run_directory, tracking, watching
 
     models.quiet()
     models.require_bf16()
@@ -211,9 +210,7 @@ def main(**overrides):
         for sentence in resume.changed_constants(checkpoint, settings.values, data.key, args.world_size, ds_config is not None, False):
             log.warn(sentence)
     with memory.advice(**settings.values):
-        model, tokenizer = models.load(
-            model_name, MAX_SEQ_LENGTH, False, MODEL_REVISION, GRADIENT_CHECKPOINTING, TILED_MLP, rope_scaling
-        )  # fmt: skip
+        model, tokenizer = models.load(model_name, MAX_SEQ_LENGTH, False, MODEL_REVISION, GRADIENT_CHECKPOINTING, TILED_MLP, rope_scaling)
     model = models.add_lora(model, LORA_R, LORA_ALPHA, LORA_DROPOUT, TARGET_MODULES, GRADIENT_CHECKPOINTING, SEED, MODEL_REVISION)
     before, notes = models.fingerprint(model), watching.not_covered(packing=False, tiled_mlp=TILED_MLP)
     launch.rank_0_decides(lambda: watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, notes))

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 import yaml
 from user_commands import ROOT, call
 
@@ -16,7 +17,7 @@ COMMANDS = {
     re.split(r"\s{2,}#", line.strip())[0].strip()
     for block in BLOCKS
     for line in re.sub(r" *\\\n *", " ", block).splitlines()
-    if re.match(r"    (python|make|bash|deepspeed|conda|from|figures) ?", line)
+    if re.match(r"    (python|make|bash|deepspeed|accelerate|conda|from|figures) ?", line)
 }
 # Where the rest is run; on this machine with --tiny, on other directories, or with fewer steps.
 ELSEWHERE = {
@@ -44,6 +45,14 @@ ELSEWHERE = {
         f"data/mtg_{name}/valid.jsonl --test-file data/mtg_{name}/test.jsonl": "tests/recipes/test_mtg_full_32b.py: raw cards and drafts"
         for name, model in (("cards", ""), ("drafts", "--model-name outputs/cards/final_model "))
     },
+    "python prepare/legal_summaries.py --train data/lexsumm/train.jsonl": "tests/prepare/test_legal_summaries.py",
+    "python recipes/qwen3_4b_longctx.py --tiny": "tests/recipes/test_qwen3_4b_longctx.py",
+    "python recipes/qwen3_4b_longctx.py --plan --tokens 1.5e8": "tests/recipes/test_qwen3_4b_longctx.py: the docstring's figures",
+    "deepspeed --num_gpus=4 recipes/qwen3_4b_longctx.py": "tests/recipes/test_qwen3_4b_longctx.py, with two and --tiny",
+    "accelerate launch --num_processes=4 recipes/qwen3_4b_longctx.py": "tried by hand, on a CPU: --multi_gpu, two ranks and --tiny",
+    "bash eval/eval_all_checkpoints.sh outputs/qwen3_4b_longctx --max-new-tokens 1024": (
+        "tests/recipes/test_qwen3_4b_longctx.py, without the flag"
+    ),
     "python recipes/gpt_pretrain.py --tiny": "tests/recipes/test_gpt_pretrain.py, on other tokens; whole in make soak",
     "deepspeed --num_gpus=2 recipes/gpt_pretrain.py --tiny": "tests/recipes/test_gpt_pretrain.py",
     "python recipes/llama32_qlora.py --model-name outputs/gpt_pretrain/final_model --target-modules c_attn,c_proj,c_fc": (
@@ -95,6 +104,40 @@ def test_the_plans_of_the_readme(tmp_path):
     assert "the recipe's own hardware; no GPU was found here" in plain
     shown = next(block for block in BLOCKS if "[WWW" in block)
     assert all(line.strip() in plain for line in shown.strip().splitlines())  # the README's excerpt is what is printed
+
+
+def test_what_262144_tokens_take_is_what_the_plan_says(tmp_path):
+    def planned(flags=()):
+        code, said = call(["python", "recipes/qwen3_4b_longctx.py", "--plan", "--json", "--gpus", "4xH100", *flags], tmp_path)
+        assert code == 0, said
+        found = json.loads(said)
+        memory = found["memory_bytes_per_gpu"]
+        return f"{memory['total'] / 2**30:.1f}", f"{memory['capacity'] / 2**30:.1f}", f"{found['host_bytes'] / 2**30:.0f}", found
+
+    text = " ".join(README[README.index("## Read whole documents") : README.index("## Pretrain")].split())
+    whole, has, host, found = planned()
+    lengths = [planned(["--max-seq-length", length])[0] for length in ("131072", "65536")]
+    assert f"needs {whole} of its {has} GiB at 262,144 tokens, {lengths[0]} at 131,072 and {lengths[1]} at 65,536." in text
+    rows = re.findall(r"\| `([A-Z_]+) = \"?(\w+)\"?` \|", text)
+    assert len(rows) == 4
+    for constant, value in rows:
+        flag = f"--{constant.lower().replace('_', '-')}"
+        gpu, _, machine, _ = planned([flag.replace("--", "--no-", 1)] if value == "False" else [flag, value])
+        others = f", and {machine} of the machine" if constant == "PER_DEVICE_TRAIN_BATCH_SIZE" else ""
+        assert re.search(rf"`{constant} = \"?{value}\"?` \| {gpu}{others} \|", text), (constant, value, gpu, machine)
+    model, parameters = found["dimensions"], found["parameters"]["trainable"]
+    assert f"would be {12 * 262_144 * model['vocab_size'] / 2**30:.0f} GiB: Unsloth's loss" in text
+    assert f"{2 * 262_144**2 / 2**30:.0f} GiB: FlashAttention" in text
+    assert f"the adapter's {parameters / 1e6:.0f} million parameters" in text
+    assert 2 < parameters / 5e7 < 3 and "Three cover the adapter" in text
+    assert f"whole on each, {found['memory_bytes_per_gpu']['parts']['weights'] / 2**30:.1f} GiB" in text
+    inputs = model["num_hidden_layers"] * 2 * model["hidden_size"]
+    assert f"are {inputs * 262_144 / 2**30:.0f} GiB for each GPU" in text and f"72 GiB, and {host} for four GPUs" in text
+    assert 209_715 * 2 * model["hidden_size"] <= 2**30 < 209_716 * 2 * model["hidden_size"] and "Up to 209,715 tokens it is half" in text
+    cache = 2 * model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_dim"] * 2
+    assert f"take {cache / 1024:.0f} KiB a token" in text and f"{cache * 262_144 / 2**30:.0f} GiB at 262,144" in text
+    one = re.search(r"`qwen3_4b_longctx`, four GPUs \| ([\d.]+) GB .*? \| 4 x \1 = ([\d.]+) GB", README)
+    assert float(one[2]) == pytest.approx(found["disk_bytes"]["checkpoints"] / 1e9, abs=0.05) == pytest.approx(4 * float(one[1]), abs=0.05)
 
 
 def test_train_through_make_with_the_readmes_config_and_flags(tmp_path):

@@ -52,7 +52,8 @@ def test_a_length_beyond_the_models_positions_is_refused_with_what_to_write(mode
         positions.require(model(config), length, "Qwen/Qwen3-4B")
     assert f"MAX_SEQ_LENGTH is {length:,}, and the config.json of Qwen/Qwen3-4B allows {allowed} positions" in str(refusal.value)
     written = json.loads("{" + str(refusal.value).split("model write ")[1].split(" into config.json")[0] + "}")
-    assert positions.require(model({**config, **written, "rope_parameters": None}), length, "copy") == written["rope_scaling"]  # it does help
+    helped = model({**config, **written, "rope_parameters": None})
+    assert positions.require(helped, length, "copy") == written["rope_scaling"]
 
 
 def test_scaling_that_unsloth_would_ignore_is_refused(model):
@@ -71,3 +72,10 @@ def test_scaling_beyond_what_was_pretrained_is_said(model, length, warned, capfd
 
 def test_an_adapters_directory_says_nothing_of_positions(tmp_path):
     assert positions.require(tmp_path, 10**6, "m") is None
+
+
+def test_unsloth_keeps_to_the_scaling_that_the_config_asks_for(warm, tmp_path):
+    """On its CPU backend; on a GPU it would scale linearly if it were not given the config's scaling."""
+    code, said = warm.call(["tests/common/scaled_positions.py", str(tmp_path / "copy")], tmp_path)
+    assert code == 0, said
+    assert json.loads(said.rsplit("RESULT", 1)[1]) == {"scaling": "yarn", "as plain transformers": True, "as without scaling": False}
