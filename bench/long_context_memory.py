@@ -1,4 +1,4 @@
-"""Peak memory of training steps as rows grow: the path of recipes/qwen3_4b_longctx.py beside TRL's plain cross-entropy, on a CPU.
+"""Peak memory of training as rows grow: the path of recipes/qwen3_4b_longctx.py beside TRL's plain cross-entropy, on a CPU.
 
 python bench/long_context_memory.py               ten minutes on two cores, up to 7 GB; writes bench/results/long_context_memory.md
 python bench/long_context_memory.py --quick       one short length, to see that it runs; prints only
@@ -109,7 +109,7 @@ def trainer(job, recipe):
 
 
 def run_side(job):
-    """Two steps in this process, the second with the optimiser's state: bytes before them and at the peak, and losses."""
+    """Two steps in this process, the second with the optimiser's state: bytes before them and at the peak, and the first loss."""
     from common import hardware
 
     hardware.prepare_torch()
@@ -123,11 +123,11 @@ def run_side(job):
     until = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     started = time.perf_counter()
     made.train()
-    losses = {name: value for entry in made.state.log_history for name, value in entry.items() if name in ("loss", "eval_loss")}
+    first_loss = next(entry["loss"] for entry in made.state.log_history if "loss" in entry)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if peak <= until:
         sys.exit(f"the largest resident memory, {until / 1e6:.0f} MB, was before the first step: take longer rows")
-    return {"before": before, "peak": peak, "seconds": time.perf_counter() - started, **losses}
+    return {"before": before, "peak": peak, "seconds": time.perf_counter() - started, "loss": first_loss}
 
 
 def measure(job):
@@ -208,7 +208,7 @@ def remarks(found):
     yield f"- With {SHORT} labels a chunk is small and the layers are all that grows: {slopes['short']:.1f} KB a token, where the plan's"
     yield f"  arithmetic (`common/activations.py`) counts {counted:.1f}."
     yield f"- Held-out losses during training, every token a label, raise the peak by at most {more / 1e6:.0f} MB, at any length."
-    yield f"- Plain and recipe differ by {apart:.1g} at most in the loss of the same row."
+    yield f"- Plain and recipe differ by {apart:.1g} at most in the first loss of the same row."
 
 
 def counted_layers(tokens):
@@ -255,7 +255,7 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         million = build_model(f"{directory}/model")
         found = measure_all(directory, lengths, sides, args.most_gb)
-    title = "# Peak memory of a step as rows grow: chunked loss and plain cross-entropy"
+    title = "# Peak memory of training as rows grow: chunked loss and plain cross-entropy"
     text = [title, "", *conditions(million), "", *table(found, lengths)]
     if not args.quick:
         text += ["", *lines(found), "", *remarks(found)]

@@ -238,10 +238,15 @@ def unsloth_rows(tokens, vocab_size, hidden_size, free_bytes=None):
 
 def evaluation_bytes(model, tokens, loss, training=Training(), free_bytes=None):  # noqa: B008
     """At the peak of an evaluation of `tokens` tokens, which keeps nothing: logits, their fp32 copy and its log-softmax, 10 bytes a logit
-    (or what a chunked loss needs), or one layer's MLP: its factors, their product, and the stream."""
+    (or what a chunked loss needs), or one layer's MLP: its factors, their product, and the stream. In tiles of hidden_size tokens the MLP
+    needs less than attention: queries, keys and values, the first two rotated, and the output."""
     hidden, wide = model.hidden_size, model.intermediate_size
+    tile = min(tokens, hidden) if training.tiled_mlp else tokens
+    of_layer = tile * (6 * wide + (4 * wide if training.lora_r and training.autocast else 0))
+    if training.tiled_mlp:
+        of_layer = max(of_layer, tokens * 6 * (model.query_size + model.key_value_size))
     logits = 10 * model.vocab_size * tokens if loss == "whole" else loss_bytes(tokens, model.vocab_size, hidden, loss, free_bytes)
-    return max(logits + 2 * hidden * tokens, tokens * (6 * wide + 8 * hidden + (4 * wide if training.lora_r and training.autocast else 0)))
+    return max(logits + 2 * hidden * tokens, 8 * hidden * tokens + of_layer)
 
 
 def last_norm_bytes(model, tokens, training=Training()):  # noqa: B008

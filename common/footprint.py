@@ -54,7 +54,7 @@ def of(job, memory_gib):
     sharing = {"ZeRO buffers": sum(buffers.values())} if buffers else {}
     context = CONTEXT_BYTES + (COLLECTIVES_BYTES if job.gpus > 1 else 0)
     free = memory_gib * GIB - sum(standing.values()) - sum(sharing.values()) - context
-    training = activations.Training(job.kernels, job.lora_r, job.target_modules, job.dropout, autocast=not stage)
+    training = activations.Training(job.kernels, job.lora_r, job.target_modules, job.dropout, autocast=not stage, tiled_mlp=job.tiled_mlp)
     work = activations.peak(
         job.model, job.micro_batch_tokens, job.gradient_checkpointing, job.loss, training, job.tiled_mlp, max(free, 0)
     )  # fmt: skip

@@ -31,9 +31,4 @@ def fit(steps, warmup_steps, eval_steps, save_steps):
         if found[name] > max(1, steps // 2):
             said.append(f"{name.upper()} is {short} in place of {found[name]}, which {steps:,} steps do not reach twice")
             found[name] = short
-    if found["save_steps"] % found["eval_steps"]:
-        whole = max(1, found["save_steps"] // found["eval_steps"]) * found["eval_steps"]
-        said.append(f"SAVE_STEPS is {whole} in place of {found['save_steps']}, a multiple of {found['eval_steps']}, so that each "
-                    "checkpoint has a held-out loss")  # fmt: skip
-        found["save_steps"] = whole
     return found, said

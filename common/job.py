@@ -86,7 +86,8 @@ class Job:
             self = replace(self, gradient_accumulation_steps=max(1, self.train_batch_size // together))
         if cpu:
             checkpointing = "none" if self.gradient_checkpointing == "none" else "true"
-            return replace(self, gpus=count, kernels="torch", loss="gpt" if self.pretraining else "chunked", optim="adamw_torch_fused",
+            loss = "gpt" if self.pretraining else "chunked"
+            return replace(self, gpus=count, kernels="torch", loss=loss, tiled_mlp=False, optim="adamw_torch_fused",
                            packing=self.packing and self.pretraining, gradient_checkpointing=checkpointing)  # fmt: skip
         return replace(self, gpus=count)
 

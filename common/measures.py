@@ -61,7 +61,7 @@ def shown(facts, figures):
     have = {key: None for found in figures for key, value in found.items() if value}  # in their order
     if is_pretraining(facts):
         return OF_TOKENS
-    always = {key: metric for key, metric in METRICS.items() if key != "exact" or key in have}
+    always = {key: metric for key, metric in METRICS.items() if key not in ("exact", "numbers") or key in have}
     recalls = {key: metric for key in have if (metric := FACTS.get(key) or _at_a_place(key))}
     return always | recalls | {key: metric for key, metric in DOCUMENTS.items() if key in have}
 

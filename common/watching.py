@@ -127,7 +127,9 @@ def figures(trainer):
         )
     best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
     last = losses[-1] if losses else None
-    found = {"steps": state.global_step, "train_loss": last, "eval_loss": state.best_metric, "best_checkpoint": best}
+    judged = next((entry["eval_loss"] for entry in reversed(state.log_history) if "eval_loss" in entry), None)
+    held_out = judged if state.best_metric is None else state.best_metric
+    found = {"steps": state.global_step, "train_loss": last, "eval_loss": held_out, "best_checkpoint": best}
     if best and trainer.args.load_best_model_at_end:
         say(f"of the saved steps the held-out loss was lowest at {best} ({state.best_metric:.4f}): that is the final model")
     return found

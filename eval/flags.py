@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 def add_generation_flags(parser):
     """Everything that changes the figures, and how fast they come."""
     parser.add_argument("--rows", type=positive, metavar="N", help="judge N rows, spread over the file (default: all)")
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer (default: 512 or twice the references)")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer (default: 512 or by the references)")
     parser.add_argument("--batch-size", type=positive_or_auto, default="auto", metavar="N", help="default: auto, halved when memory ends")
     parser.add_argument(
         "--gpus-per-model",

@@ -25,7 +25,8 @@ class Row:
 def read(path, limit=None):
     """The rows of `path`; with `limit` that many, spread evenly over the file (its first rows may all be of one source)."""
     if not path.is_file():
-        raise Refusal(f"{path} is missing; a training run writes it. Name the run's directory with --run-dir, or train first")
+        raise Refusal(f"{path} is missing; a training run with held-out rows (HELD_OUT, or VALIDATION_FILE and TEST_FILE) writes it. Name "
+                      "such a run's directory with --run-dir, or train with them")  # fmt: skip
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if line.strip():

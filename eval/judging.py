@@ -231,9 +231,9 @@ class Judge:
         return self._encoded[digest]
 
     def _max_new_tokens(self, tokenizer):
-        """As asked; else 512, or twice the longest reference: an answer that runs on past that is wrong already."""
+        """As asked; else 512, or a quarter more than the longest reference, but at most twice that: what runs on is wrong already."""
         longest = max(len(ids) for ids in tokenizer([row.reference for row in self.rows.test], add_special_tokens=False)["input_ids"])
-        return self.options.max_new_tokens or min(answers.MAX_NEW_TOKENS, 2 * longest)
+        return self.options.max_new_tokens or min(max(answers.MAX_NEW_TOKENS, -(-5 * longest // 4)), 2 * longest)
 
     def _max_length(self):
         return read_json(self.run.constants, {}).get("MAX_SEQ_LENGTH") or 1 << 30

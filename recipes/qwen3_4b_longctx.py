@@ -47,7 +47,7 @@ TARGET_MODULES: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"
 # Optimisation
 NUM_TRAIN_EPOCHS: PositiveFloat = 1.0
 MAX_STEPS: int = -1  # above 0 it decides instead of the epochs
-PER_DEVICE_TRAIN_BATCH_SIZE: PositiveInt = 1  # 1 x 8 x 4 GPUs = 32 rows a step; two long rows at once would not fit
+PER_DEVICE_TRAIN_BATCH_SIZE: PositiveInt = 1  # 1 x 8 x 4 GPUs = 32 rows a step; two at once would be padded to the longer one
 GRADIENT_ACCUMULATION_STEPS: PositiveInt = 8
 LEARNING_RATE: PositiveFloat = 1e-4
 LR_SCHEDULER_TYPE: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"  # down to 0 at the last step
@@ -65,7 +65,7 @@ DS_CONFIG: str = "ds_configs/qwen3_4b_longctx.json"  # ZeRO-2, for several ranks
 OUTPUT_DIR: str = "outputs"
 RUN_NAME: str | None = None  # None is qwen3_4b_longctx; a name that is taken gets -2, -3, …
 SAVE_STEPS: PositiveInt = 200  # fitted to the steps there are, and said, as EVAL_STEPS is
-SAVE_TOTAL_LIMIT: PositiveInt = 3  # on this disk, 1.6 GB each
+SAVE_TOTAL_LIMIT: PositiveInt = 3  # on this disk, 2.9 GB each, 1.6 of one GPU
 CHECKPOINT_URI: str | None = None  # gs://bucket/runs, s3://… or file:///…: every checkpoint is uploaded beside the training, and verified
 KEEP_LOCAL: bool = True  # False removes from this disk what is verified in the store, but for the newest checkpoint
 EVAL_STEPS: PositiveInt = 200  # optimiser steps between losses on VALIDATION_FILE; nothing is generated while training

@@ -1,7 +1,8 @@
 """Invented case files of thousands of tokens, whose summaries name people from their beginning, middle and end.
 
 All names, cases and sentences were made up for this repository. Who plays a part in a case is said in one sentence; all around it is
-procedure in which other people come up. `case(generator, sentences)` gives one as LexSumm has them: {"input", "output"}, and "facts".
+procedure in which people come up, some of them by chance those. `case(generator, sentences)` gives one as LexSumm has them:
+{"input", "output"}, and "facts".
 """
 
 import random
@@ -22,8 +23,8 @@ SUMMARY = (
 PLACES = {"beginning": 0.05, "middle": 0.5, "end": 0.95}  # of the document, give or take a twentieth
 NAMES = [
     first + last
-    for first in ("Bra", "Cor", "Del", "Fen", "Gar", "Hol", "Jen", "Kar", "Lin", "Mar", "Nor", "Pel")
-    for last in ("by", "da", "gin", "ham", "kin", "ler", "mer", "sen", "ston", "ter", "vil", "well")
+    for first in ("Bro", "Cov", "Dru", "Fes", "Gru", "Hob", "Jov", "Kem", "Lup", "Mib", "Nul", "Pov")
+    for last in ("bek", "dorn", "gix", "hask", "kel", "lurm", "mond", "nisk", "rast", "teg", "vond", "wick")
 ]
 SIDES = ("plaintiff", "defendant", "insurer", "carrier")
 PAPERS = ("the invoice", "the contract", "the survey", "the ledger", "the letter", "the permit", "the lease", "the report")
@@ -38,7 +39,7 @@ PROCEDURE = (
 )
 BASE_ROWS = {5: 160, 20: 40}  # of the base's cases: up to so many sentences of procedure, so many rows of each length
 LONG, TRAIN_ROWS, VALID_ROWS, TEST_ROWS = (40, 300), 160, 12, 24
-JUDGED = (150, 300)  # sentences of the held-out cases: 1,800 to 3,600 tokens
+JUDGED = (150, 300)  # sentences of the held-out cases: 1,700 to 3,400 tokens
 RAW_ROWS = 12
 
 

@@ -50,9 +50,7 @@ ELSEWHERE = {
     "python recipes/qwen3_4b_longctx.py --plan --tokens 1.5e8": "tests/recipes/test_qwen3_4b_longctx.py: the docstring's figures",
     "deepspeed --num_gpus=4 recipes/qwen3_4b_longctx.py": "tests/recipes/test_qwen3_4b_longctx.py, with two and --tiny",
     "accelerate launch --num_processes=4 recipes/qwen3_4b_longctx.py": "tried by hand, on a CPU: --multi_gpu, two ranks and --tiny",
-    "bash eval/eval_all_checkpoints.sh outputs/qwen3_4b_longctx --max-new-tokens 1024": (
-        "tests/recipes/test_qwen3_4b_longctx.py, without the flag"
-    ),
+    "bash eval/eval_all_checkpoints.sh outputs/qwen3_4b_longctx": "tests/recipes/test_qwen3_4b_longctx.py",
     "python recipes/gpt_pretrain.py --tiny": "tests/recipes/test_gpt_pretrain.py, on other tokens; whole in make soak",
     "deepspeed --num_gpus=2 recipes/gpt_pretrain.py --tiny": "tests/recipes/test_gpt_pretrain.py",
     "python recipes/llama32_qlora.py --model-name outputs/gpt_pretrain/final_model --target-modules c_attn,c_proj,c_fc": (

@@ -1,12 +1,12 @@
-"""Run as a script: a model whose config asks for YaRN, loaded by Unsloth as a recipe loads it, against plain transformers. No test by itself."""
+"""A script for a test: a model whose config asks for YaRN, loaded by Unsloth as a recipe loads it, against plain transformers."""
 
 import json
 import shutil
 import sys
 from pathlib import Path
 
-import unsloth  # noqa: F401 - first
 import torch
+import unsloth  # noqa: F401 - before transformers
 from transformers import AutoModelForCausalLM
 
 from common import models, positions, tiny_models

@@ -21,8 +21,8 @@ def test_the_original_run_of_86_steps_would_have_evaluated():
         (2000, None, 200, 200, (100, 200, 200)),  # long enough: nothing but the warmup is decided here
         (400, 40, 200, 200, (40, 200, 200)),
         (399, 40, 200, 200, (40, 99, 99)),
-        (1000, 0, 100, 250, (0, 100, 200)),  # a checkpoint without its loss could not be judged by it
-        (1000, 0, 100, 50, (0, 100, 100)),
+        (1000, 0, 100, 250, (0, 100, 250)),
+        (1000, 0, 200, 10, (0, 200, 10)),  # whoever saves often fears to lose hours
         (1, 0, 200, 200, (0, 1, 1)),
         (3, None, 1, 1, (0, 1, 1)),
     ],

@@ -211,7 +211,7 @@ def test_filters_count_what_they_take(convert):
     with pytest.raises(Refusal, match=r"RANKS names 'Myth', which is no rank; there are none, bronze, .*mythic"):
         convert(ranks=["Myth"])
     with pytest.raises(Refusal, match=rf"no pick of DRAFTS is left \({len(table):,} picks of other ranks than bronze\)"):
-        convert(ranks=["bronze"], output="out_of_none")
+        convert(ranks=["bronze"])
 
 
 def test_a_sample_is_the_first_drafts_that_the_filters_leave(convert, monkeypatch):
