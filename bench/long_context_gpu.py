@@ -1,6 +1,6 @@
 """Longest rows on one GPU: recipes/qwen3_4b_longctx.py itself on a Qwen3-4B of random weights, at 32k to 262,144 tokens.
 
-python bench/long_context_gpu.py                            one GPU, 80 GB for the longest; an hour on an H100
+python bench/long_context_gpu.py                            one GPU of 80 GB, 100 GB of host memory; an hour on an H100
 python bench/long_context_gpu.py -- --tiled-mlp false       the same with other constants of the recipe, after --
 python bench/long_context_gpu.py --tiny                     small shapes on a CPU, to see that it runs; prints only
 
@@ -39,7 +39,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo")
 
 
 def build_model(directory, tiny):
-    """Random weights in bf16 of the true shape, with the recipe's small tokenizer, whose template is Qwen3's own. Returns the tokenizer."""
+    """Random weights in bf16 of the true shape, with the recipe's small tokenizer, whose template is Qwen3's own."""
     import torch
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -55,13 +55,8 @@ def build_model(directory, tiny):
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = Qwen3ForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    del model
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return tokenizer
 
 
 def write_rows(file, tokenizer, length, count, seed):
@@ -72,7 +67,7 @@ def write_rows(file, tokenizer, length, count, seed):
 
     def row(digits):
         document, answer = ("".join(draw.choices("0123456789", k=k)) for k in (digits, 64))
-        return [{"role": "system", "content": "You are a legal assistant."}, {"role": "user", "content": document},
+        return [{"role": "system", "content": "You are a legal assistant. Summarise the document."}, {"role": "user", "content": document},
                 {"role": "assistant", "content": answer}]  # fmt: skip
 
     def tokens(messages):
@@ -92,9 +87,9 @@ def command(directory, length, steps, flags, tiny):
     """The recipe's command line for rows of `length` tokens."""
     constants = {
         "model-name": f"{directory}/model", "train-files": json.dumps({f"{directory}/train-{length}.jsonl": 1.0}),
-        "validation-file": f"{directory}/held-out-{length}.jsonl", "max-seq-length": length, "max-steps": steps, "warmup-steps": 1,
-        "gradient-accumulation-steps": 1, "eval-steps": 2, "save-steps": 1000, "logging-steps": 1, "report-to": "[]", "merge": "false",
-        "output-dir": f"{directory}/outputs", "run-name": f"rows-of-{length}",
+        "validation-file": f"{directory}/held-out-{length}.jsonl", "test-file": "none", "max-seq-length": length,
+        "max-steps": steps, "warmup-steps": 1, "gradient-accumulation-steps": 1, "eval-steps": 2, "save-steps": 1000, "logging-steps": 1,
+        "report-to": "[]", "merge": "false", "output-dir": f"{directory}/outputs", "run-name": f"rows-of-{length}",
     }  # fmt: skip
     words = [f"--{name}={value}" for name, value in constants.items()]
     return [sys.executable, str(RECIPE), *(["--tiny"] if tiny else []), *words, *flags]
@@ -107,9 +102,12 @@ def run(directory, tokenizer, length, args):
     words = command(directory, length, args.steps, args.flags, args.tiny)
     # one GPU: with several, the recipe would start itself on all
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
-    planned = subprocess.run([*words, "--plan", "--json"], capture_output=True, text=True, env=environment)
-    found = {"length": length, **(prediction(json.loads(planned.stdout)) if planned.returncode == 0 else {"plan_said": tail(planned)})}
-    ran = subprocess.run([*words, "--no-plan"], capture_output=True, text=True, env=environment)
+    options = {"capture_output": True, "text": True, "env": environment, "cwd": ROOT}  # where the recipe's own files are
+    planned = subprocess.run([*words, "--plan", "--json"], **options)
+    if planned.returncode:
+        raise Refusal(f"the recipe's --plan ended with {planned.returncode} at {length:,} tokens:\n{tail(planned)}")
+    found = {"length": length, **prediction(json.loads(planned.stdout))}
+    ran = subprocess.run([*words, "--no-plan"], **options)
     outputs = Path(directory) / "outputs"
     if ran.returncode == 0:
         found |= {"ran": True} | figures(outputs / f"rows-of-{length}", length)
@@ -172,8 +170,7 @@ def table(results):
     titles = ("tokens a row", "peak, GB", "planned, GB", "seconds a step", "planned", "tokens/s", "held-out loss adds, GB")
     yield from (f"| {' | '.join(titles)} |", "|---" * len(titles) + "|")
     for row in results:
-        planned = f"{row['planned_gb']:.1f}" if "planned_gb" in row else ""
-        seconds = f"{row['planned_seconds']:.1f}" if row.get("planned_seconds") else ""
+        planned, seconds = f"{row['planned_gb']:.1f}", f"{row['planned_seconds']:.1f}" if row["planned_seconds"] else ""
         if row["ran"]:
             more = row["memory_gb"] - row["memory_gb_before_held_out"]
             own = [f"{row['memory_gb']:.1f}", planned, f"{row['seconds']:.1f}", seconds, f"{row['tokens_per_second']:,.0f}", f"{more:.1f}"]
@@ -207,6 +204,7 @@ def main():
     parser.add_argument("--steps", type=int, default=4, help="of each length, at least 4")
     parser.add_argument("--search", type=int, default=3, help="more runs, to find the longest row that fits after one did not")
     parser.add_argument("--output", default=Path(__file__).parent / "results" / "long_context_gpu.md", help="- for the terminal only")
+    parser.add_argument("--build", help=argparse.SUPPRESS)
     parser.add_argument("flags", nargs="*", help="after --: constants of the recipe")
     args = parser.parse_args()
     args.lengths = sorted(args.lengths or (TINY_LENGTHS if args.tiny else LENGTHS))
@@ -216,14 +214,21 @@ def main():
         )
     if not args.tiny and not hardware.gpus():
         raise Refusal("no GPU was found, and a Qwen3-4B of 262,144 tokens needs one of 80 GB; --tiny runs small shapes on a CPU")
+    if args.build:
+        return build_model(args.build, args.tiny)
+    from transformers import AutoTokenizer
+
     with tempfile.TemporaryDirectory() as directory:
-        tokenizer = build_model(f"{directory}/model", args.tiny)
-        results = measure(directory, tokenizer, args)
+        # in a process of its own, which leaves nothing on the GPU
+        build = [sys.executable, __file__, "--build", f"{directory}/model", *(["--tiny"] if args.tiny else [])]
+        subprocess.run(build, check=True, stdout=sys.stderr)
+        results = measure(directory, AutoTokenizer.from_pretrained(f"{directory}/model"), args)
     text = ["# Qwen3-4B, LoRA, one row a step: memory and speed by length", "", *conditions(args), "", *table(results)]
     print("\n".join(text))
     if not args.tiny and args.output != "-":
         Path(args.output).write_text("\n".join(text) + "\n", encoding="utf-8")
         Path(args.output).with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return None
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Batches of rows of like length, in an order that only the seed and the epoch decide. No torch until a sampler is made."""
 
+import os
+import shutil
+
 import numpy as np
 
 from common.refusal import Refusal
@@ -20,6 +23,21 @@ def grouped_order(lengths, batch_size, seed, epoch, pool=50):
     whole = len(order) // batch_size
     batches = order[: whole * batch_size].reshape(whole, batch_size)
     return np.concatenate([batches[generator.permutation(whole)].ravel(), order[whole * batch_size :]])
+
+
+def require_shared_memory(lengths, workers, ranks, free=None):
+    """Refuse loader workers whose batches do not fit /dev/shm, through which they hand them over: a run would end with a bus error.
+
+    Each holds two batches ready, of three int64 tensors. lengths: int [rows], tokens of a batch of one row; free: bytes, for tests.
+    """
+    needed = ranks * workers * 2 * 3 * 8 * int(max(lengths))
+    if free is None:
+        free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else needed
+    if needed > free:
+        raise Refusal(
+            f"DATALOADER_NUM_WORKERS = {workers} on {ranks} rank(s) hand over up to {needed / 1e6:,.0f} MB through /dev/shm, of which "
+            f"{free / 1e6:,.0f} are free; take fewer (0 needs none), or start the container with more, such as --shm-size=1g"
+        )
 
 
 def padding_share(lengths, order, batch_size):

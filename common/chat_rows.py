@@ -29,6 +29,7 @@ class Row:
     line: int
     topics: list = field(default_factory=list)
     facts: dict = field(default_factory=dict)  # {where in the document: [words that the answer should hold]}
+    document: str = ""  # `mixing.document_digest` of the document before a converter shortened it; "" where that is not known
 
 
 class BadRow(ValueError):
@@ -135,15 +136,24 @@ def parse(raw, file, number, split_by="id"):
     row_id = str(content["id"]) if _has_id(content) else f"{Path(file).stem}:{number}"
     topics = content.get("topics")
     topics = [str(t) for t in topics] if isinstance(topics, list) else []
-    return Row(row_id, group_of(content, row_id, messages, split_by), messages, str(file), number, topics, _facts(content)), kind
+    group = group_of(content, row_id, messages, split_by)
+    return Row(row_id, group, messages, str(file), number, topics, _facts(content), _document(content)), kind
 
 
 def _facts(content):
-    facts = content.get("facts") or {}
-    lists = facts.values() if isinstance(facts, dict) else [None]
-    if not all(isinstance(words, list) and all(isinstance(w, str) and w.strip() for w in words) for words in lists):
-        raise BadRow('its facts are no lists of words by place, such as {"beginning": ["12 March 2019"], "end": ["Osei"]}')
-    return facts
+    """The row's facts, {place: [words]}; {} where its field of that name is something else, which is none of ours."""
+    facts = content.get("facts")
+    if not isinstance(facts, dict):
+        return {}
+    facts = {place: words for place, words in facts.items() if words is not None}  # as a table's columns give a place without any
+    ours = all(isinstance(words, list) and all(isinstance(w, str) and w.strip() for w in words) for words in facts.values())
+    return facts if ours else {}
+
+
+def _document(content):
+    """The digest that a converter gave; "" where its field of that name is something else, such as a title that many rows have."""
+    document = content.get("document")
+    return document if isinstance(document, str) and re.fullmatch("[0-9a-f]{32}", document) else ""
 
 
 def _has_id(content):

@@ -5,7 +5,7 @@ import json
 from common import chat_rows, chat_text
 
 OF_A_PROCESS = 2000, 20_000_000  # rows or characters that are worth a further process
-AT_ONCE = 256, 2_000_000  # rows and characters that are tokenised, and in memory, together
+AT_ONCE = 256, 2_000_000  # rows and characters that are tokenised together
 
 
 def encode(tokenizer, rows, max_length, long_documents, name, here):
@@ -20,15 +20,15 @@ def encode(tokenizer, rows, max_length, long_documents, name, here):
 
     def batch(texts):
         out = {name: [] for name in features}
-        conversations = [json.loads(text) for text in texts["messages"]]
-        for found in chat_text.fit(tokenizer, conversations, max_length, long_documents):
-            bad = isinstance(found, chat_rows.BadRow)
-            encoded = chat_text.Encoded([], [], "") if bad else found[1]
-            ids, labels = np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.labels, np.int32)
-            whole = getattr(found, "tokens", 0) if bad else len(ids) + encoded.taken
-            learned, problem = int((labels != chat_text.IGNORED).sum()), str(found) if bad else ""
-            for key, value in zip(out, (ids, labels, len(ids), learned, whole, encoded.shortened, problem), strict=True):
-                out[key].append(value)
+        for conversations in _groups(texts["messages"]):
+            for found in chat_text.fit(tokenizer, conversations, max_length, long_documents):
+                bad = isinstance(found, chat_rows.BadRow)
+                encoded = chat_text.Encoded([], [], "") if bad else found[1]
+                ids, labels = np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.labels, np.int32)
+                whole = getattr(found, "tokens", 0) if bad else len(ids) + encoded.taken
+                learned, problem = int((labels != chat_text.IGNORED).sum()), str(found) if bad else ""
+                for key, value in zip(out, (ids, labels, len(ids), learned, whole, encoded.shortened, problem), strict=True):
+                    out[key].append(value)
         return out
 
     features = Features({"input_ids": Sequence(Value("int32")), "labels": Sequence(Value("int32")), "length": Value("int32"),
@@ -42,6 +42,24 @@ def encode(tokenizer, rows, max_length, long_documents, name, here):
     texts = _stored(rows, here / "texts.arrow", at_once)
     return texts.map(batch, batched=True, batch_size=at_once, num_proc=processes if processes > 1 else None, features=features,
                      remove_columns=["messages"], desc=f"Tokenising {name}", keep_in_memory=False, load_from_cache_file=False)  # fmt: skip
+
+
+def _groups(texts):
+    """The conversations of a batch in lists, in order, none of more characters than `AT_ONCE` says but for a single longer one.
+
+    A batch is as many rows as have that many on average; the long ones of them may stand together.
+    """
+    group, characters = [], 0
+    for text in texts:
+        messages = json.loads(text)
+        more = sum(len(message["content"]) for message in messages)
+        if group and characters + more > AT_ONCE[1]:
+            yield group
+            group, characters = [], 0
+        group.append(messages)
+        characters += more
+    if group:
+        yield group
 
 
 def _stored(rows, path, at_once):

@@ -58,7 +58,7 @@ class HeldOutLoss(SFTTrainer):
         else:
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss = _loss_without_logits(self.accelerator.unwrap_model(model), self._prepare_inputs(batch))
-        return torch.tensor([loss.item() * count, count], dtype=torch.float64)
+        return torch.tensor([loss.item() * count if count else 0.0, count], dtype=torch.float64)  # without a label it is NaN
 
 
 def _loss_without_logits(model, batch):

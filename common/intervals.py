@@ -16,8 +16,8 @@ def steps(rows, rows_per_step, epochs, max_steps):
 def fit(steps, warmup_steps, eval_steps, save_steps):
     """({"warmup_steps", "eval_steps", "save_steps"}, [what was changed, in sentences]) for a run of `steps` optimiser steps.
 
-    warmup_steps: None takes a tenth of the steps, at most 100. An interval that would come less than twice becomes a quarter of the
-    steps. Raises `Refusal` for a warmup that would not end.
+    warmup_steps: None takes a tenth of the steps, at most 100. eval_steps: None where nothing is evaluated. An interval that would come
+    less than twice becomes a quarter of the steps. Raises `Refusal` for a warmup that would not end.
     """
     if warmup_steps is not None and warmup_steps >= steps:
         raise Refusal(f"WARMUP_STEPS is {warmup_steps}, and the run has {steps} steps, so LEARNING_RATE would never be reached; take "
@@ -28,7 +28,7 @@ def fit(steps, warmup_steps, eval_steps, save_steps):
         said.append(f"warmup of {found['warmup_steps']} of {steps:,} steps")
     short = max(1, steps // QUARTERS)
     for name in ("eval_steps", "save_steps"):
-        if found[name] > max(1, steps // 2):
+        if found[name] and found[name] > max(1, steps // 2):
             said.append(f"{name.upper()} is {short} in place of {found[name]}, which {steps:,} steps do not reach twice")
             found[name] = short
     return found, said

@@ -33,7 +33,7 @@ def table(facts, best):
     names = [(heading(metric), ARROWS.get(metric.better, "")) for metric in metrics.values()]
     return {"metrics": names, "rows": rows, "failed": failed, "best": best, "best_by": facts.summary.get("best_by"), "n": facts.tuned,
             "speeds": [name for name, _, _ in speeds], "about": {metric.about for metric in metrics.values()},
-            "usual": usual(facts)}  # fmt: skip
+            "figures": list(metrics), "usual": usual(facts)}  # fmt: skip
 
 
 def heading(metric):

@@ -187,11 +187,15 @@ def _string(value, name, source):
         raise BadCase(f"{name} is empty; a row needs a document and a summary of it")
     if len(value) > 60 and set(value[1:60:3] + value[2:60:3]) == {"\n"}:
         raise BadCase(f"{name} has blank lines between its characters: a string that was joined as if it were a list")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadCase(f"{name} holds half of a surrogate pair (such as \\ud83d without its other half), which is no character") from None
+    _refuse_half_pairs(value, f"{name} holds")
     return value
+
+
+def _refuse_half_pairs(text, holds):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadCase(f"{holds} half of a surrogate pair (such as \\ud83d without its other half), which is no character") from None
 
 
 def _joined(sources):
@@ -212,7 +216,10 @@ def _joined(sources):
 
 
 def _facts(facts):
+    if isinstance(facts, dict):  # a table's row has all places of the table, null where it has no words
+        facts = {place: words for place, words in facts.items() if words is not None}
     lists = facts.values() if isinstance(facts, dict) else [None]
     if not all(isinstance(words, list) and all(isinstance(word, str) and word.strip() for word in words) for words in lists):
         raise BadCase('its facts are no lists of words by place, such as {"beginning": ["12 March 2019"], "end": ["Osei"]}')
+    _refuse_half_pairs(json.dumps(facts, ensure_ascii=False), "its facts hold")
     return facts

@@ -49,9 +49,10 @@ def seen_as(what, rows, by="row"):
     """{digest: (what, row)}, for `held_out_rows`. what: "training", for example.
 
     by: "row" for a digest of all messages; "document" for one of what the user gives, whatever its letter case and white space, so
-    that the document with another summary or another system prompt is the same.
+    that the document with another summary or another system prompt is the same; and for that of the document before a converter
+    shortened it, where the row has it.
     """
-    return {_digest_of(row, by): (what, row) for row in rows}
+    return {digest: (what, row) for row in rows for digest in _digests_of(row, by)}
 
 
 def held_out_rows(what, file, seen, report, bad_rows="stop", by="row"):
@@ -60,10 +61,15 @@ def held_out_rows(what, file, seen, report, bad_rows="stop", by="row"):
     Raises `Refusal` that names the first shared ones; with bad_rows "skip" they are left out, as other bad rows, in `report`.
     """
     rows, found = chat_rows.read([file], bad_rows)
-    digests, bad = [_digest_of(row, by) for row in rows], found["bad_rows"]
-    kept = {digest: row for digest, row in zip(digests, rows, strict=True) if digest not in seen}
-    shared = [(row, *seen[digest]) for digest, row in zip(digests, rows, strict=True) if digest in seen]
-    subject, noun, those = ("it", "rows", len(rows)) if by == "row" else ("its document", "documents", len(set(digests)))
+    digests, same, bad = [_digests_of(row, by) for row in rows], {}, found["bad_rows"]
+    for first, *others in digests:
+        for other in others:
+            same[_root(same, other)] = _root(same, first)
+    names = [_root(same, first) for first, *_ in digests]  # one for all rows of a document, whichever digests they have
+    before = {_root(same, digest): seen[digest] for digest in list(same) if digest in seen}
+    kept = {name: row for name, row in zip(names, rows, strict=True) if name not in before}
+    shared = [(row, *before[name]) for name, row in zip(names, rows, strict=True) if name in before]
+    subject, noun, those = ("it", "rows", len(rows)) if by == "row" else ("its document", "documents", len(set(names)))
     for row, others, other in shared:
         raw = json.dumps({"id": row.id, "messages": row.messages}, ensure_ascii=False)
         reason = f"{subject} is in the {others} rows too, {other.file} line {other.line}"
@@ -77,12 +83,12 @@ def held_out_rows(what, file, seen, report, bad_rows="stop", by="row"):
         )
     if not kept:
         raise Refusal(f"{file} has no {noun[:-1]} that is not in the other files too; name a file of {noun} that are held out")
-    seen |= {digest: (what, row) for digest, row in kept.items()}
+    seen |= {digest: (what, row) for row, name, some in zip(rows, names, digests, strict=True) if name in kept for digest in some}
     report["bad_rows"] += bad
     report["bad_row_count"] += len(bad)
     report["rows_read"] += found["rows_read"]
     report["split_by"] = None  # by files: what their rows share is not known
-    return [row for digest, row in zip(digests, rows, strict=True) if digest in kept]
+    return [row for name, row in zip(names, rows, strict=True) if name in kept]
 
 
 def weigh(rows, weights, seed):
@@ -111,31 +117,34 @@ def document_digest(text):
     return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).hexdigest()
 
 
-def _digest_of(row, by):
-    if by == "document":
-        return document_digest(" ".join(m["content"] for m in row.messages if m["role"] == "user"))
-    return hashlib.blake2b(json.dumps(row.messages).encode(), digest_size=16).digest()
+def _digests_of(row, by):
+    """By which rows are the same: two that have any of them in common. Of a shortened document that of the whole one comes first."""
+    if by == "row":
+        return [hashlib.blake2b(json.dumps(row.messages).encode(), digest_size=16).digest()]
+    of_text = document_digest(" ".join(m["content"] for m in row.messages if m["role"] == "user"))
+    return [row.document, of_text] if row.document else [of_text]
 
 
 def _joined(rows):
-    """{representative: [rows]}: groups that share a question word for word are one group."""
+    """{representative: [rows]}: groups that share a question word for word, or a document, are one group."""
     parent = {}
-
-    def root(name):
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
     for row in rows:
-        question = " ".join(m["content"] for m in row.messages if m["role"] == "user").casefold().split()
-        first, second = root(("group", row.group)), root(("question", _digest(0, " ".join(question))))
-        if first != second:
-            parent[second] = first
+        for digest in _digests_of(row, "document"):
+            first, second = _root(parent, ("group", row.group)), _root(parent, ("document", digest))
+            if first != second:
+                parent[second] = first
     joined = defaultdict(list)
     for row in rows:
-        joined[root(("group", row.group))].append(row)
+        joined[_root(parent, ("group", row.group))].append(row)
     return joined
+
+
+def _root(parent, name):
+    """The name that stands for all those that `parent` ({name: name}) joins with this one."""
+    while parent.setdefault(name, name) != name:
+        parent[name] = parent[parent[name]]
+        name = parent[name]
+    return name
 
 
 def _digest(seed, name):

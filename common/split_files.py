@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from common.refusal import Refusal
-from common.safe_text import shorten
+from common.safe_text import shorten, visible
 
 SIDES = ("train", "valid", "test")
 ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one for each row that is not plain ASCII
@@ -74,7 +74,7 @@ class SplitFiles:
             for turn in row["messages"]:
                 shown = turn["content"] if clip is None else shorten(turn["content"], clip)
                 lines += [f"  | {turn['role']}: {line}" for line in shown.splitlines()]
-        return "\n".join(lines)
+        return visible("\n".join(lines))  # what a terminal would obey stands in documents, and in what is said of them
 
     def _part(self, side):
         return self.directory / f".{side}.jsonl.part"

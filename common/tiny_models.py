@@ -6,15 +6,18 @@ chat goes, but not what it is to learn.
 
 import hashlib
 import json
+import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common import cache, chat_text, hardware
+from common import cache, case_files, chat_text, hardware
 from common.dimensions import Dimensions
 from common.log import say
 from common.refusal import Refusal
 
+KNOWN_LOSS = 0.3  # nats a token of a summary at which its length of case is known
+FADING = 80  # steps at the end in which the learning rate goes down to 0
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 
 
@@ -32,7 +35,7 @@ class Tiny:
     markup: tuple = ()  # tokens of their own that may stand in what people write
     tie_word_embeddings: bool = True
     rope_theta: float = 500_000.0
-    answers_only: bool = False  # learn the answers of chats, short ones first; else all of the texts, in windows of `length`
+    sentences: int = 0  # learn the summaries of case files of up to so many sentences, each new; 0: all of `texts`, in windows
     vocab_size: int = 1024
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -40,7 +43,7 @@ class Tiny:
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     max_position_embeddings: int = 2048
-    steps: int = 160
+    steps: int = 160  # with `sentences`: at most
     batch_size: int = 4
     length: int = 256
     learning_rate: float = 2e-2
@@ -80,12 +83,12 @@ KNOWN = {
         begin=None,
         pad="<|endoftext|>",
         end_of_turn="<|im_end|>",
-        texts=("legal_base_chats.jsonl",),
+        texts=(),
         rope_theta=1_000_000.0,
-        answers_only=True,
+        sentences=20,
         num_hidden_layers=2,
         max_position_embeddings=8192,
-        steps=400,
+        steps=900,
         batch_size=8,
         learning_rate=5e-3,
     ),
@@ -96,7 +99,8 @@ def ensure(name):
     """The directory of the embedded model `name`, built first where the cache has none; `Refusal` for an unknown name."""
     path, tiny, start = _path(name), KNOWN[name], time.time()
     if not path.is_dir():
-        say(f"building {name} once: {tiny.steps} steps of pretraining on {SAMPLES.name}/{' and '.join(tiny.texts)}")
+        what = "invented case files" if tiny.sentences else f"{SAMPLES.name}/{' and '.join(tiny.texts)}"
+        say(f"building {name} once: {'up to ' if tiny.sentences else ''}{tiny.steps} steps of pretraining on {what}")
     built, loss = cache.build_once(path, lambda directory: build(tiny, directory))
     if built:
         say(f"{name} built in {time.time() - start:.0f} s, last pretraining loss {loss:.2f}")
@@ -122,7 +126,8 @@ def dimensions(name):
 def _path(name):
     if name not in KNOWN:
         raise Refusal(f"there is no embedded model {name!r}; known are {', '.join(KNOWN)}")
-    digest = hashlib.sha256(json.dumps(asdict(KNOWN[name])).encode() + Path(__file__).read_bytes())
+    sources = (Path(__file__), Path(case_files.__file__))
+    digest = hashlib.sha256(json.dumps(asdict(KNOWN[name])).encode() + b"".join(source.read_bytes() for source in sources))
     for file in KNOWN[name].texts:
         digest.update((SAMPLES / file).read_bytes())
     return cache.root() / "tiny_models" / f"{name}-{digest.hexdigest()[:12]}"
@@ -142,6 +147,9 @@ def build(tiny, directory):
             prose += [line for line in lines if line.strip()]
         else:
             chats += [json.loads(line)["messages"] for line in lines]
+    if tiny.sentences:
+        generator = random.Random(f"{tiny.seed} vocabulary")
+        chats = [case_files.messages(case_files.case(generator, tiny.sentences)) for _ in range(300)]
     tokenizer = _train_tokenizer(tiny, prose, chats)
     config = AutoConfig.for_model(
         tiny.family, vocab_size=len(tokenizer), hidden_size=tiny.hidden_size, intermediate_size=tiny.intermediate_size,
@@ -152,7 +160,7 @@ def build(tiny, directory):
         **({"head_dim": tiny.hidden_size // tiny.num_attention_heads} if tiny.family == "qwen3" else {}),  # 128 otherwise
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
-    batches = _answers(tokenizer, chats, tiny) if tiny.answers_only else _windows(_training_ids(tokenizer, prose, chats), tiny)
+    batches = _summaries(tokenizer, tiny) if tiny.sentences else _windows(_training_ids(tokenizer, prose, chats), tiny)
     loss = _pretrain(model, batches, tiny)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.to(torch.bfloat16).save_pretrained(directory)
@@ -184,8 +192,6 @@ def _train_tokenizer(tiny, prose, chats):
 
 def _training_ids(tokenizer, prose, chats):
     """One stream of ids: prose by line and chats in turn, each behind a BOS."""
-    import random
-
     pieces = [tokenizer.bos_token + line for line in prose]
     pieces += [chat_text.render(tokenizer, chat) for chat in chats for _ in range(2)]
     random.Random(0).shuffle(pieces)
@@ -193,36 +199,45 @@ def _training_ids(tokenizer, prose, chats):
 
 
 def _windows(ids, tiny):
-    """Batches of random windows of `ids`, every token a label."""
+    """(share of the learning rate, batch): random windows of `ids`, every token a label."""
     import torch
 
     ids, generator = torch.tensor(ids), torch.Generator().manual_seed(tiny.seed)
-    while True:
+    for step in range(tiny.steps):
         starts = torch.randint(len(ids) - tiny.length, (tiny.batch_size,), generator=generator)
         batch = torch.stack([ids[s : s + tiny.length] for s in starts])
-        yield {"input_ids": batch, "labels": batch}
+        yield min(1.0, (step + 1) / 20) * max(0.02, 1 - step / tiny.steps), {"input_ids": batch, "labels": batch}
 
 
-def _answers(tokenizer, chats, tiny):
-    """Batches of whole chats of like length, with the answers as labels: the shortest first, all lengths after 70 % of the steps."""
-    import random
+def _summaries(tokenizer, tiny):
+    """(share of the learning rate, batch): new case files with their summaries as labels, longer ones when shorter ones are known.
 
+    Asked for the loss of each batch. Lengths that grow by a timetable are learned or not, by chance.
+    """
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    rows = sorted((chat_text.encode(tokenizer, chat, tiny.max_position_embeddings) for chat in chats), key=lambda row: len(row.input_ids))
-    generator = random.Random(tiny.seed)
+    generator, sentences, recent, left = random.Random(tiny.seed), 1, [], FADING
     for step in range(tiny.steps):
-        open_to = round(len(rows) * 4 ** (min(1, step / (0.7 * tiny.steps)) - 1))  # from a quarter of the rows to all of them
-        tokens = tiny.batch_size * tiny.length
-        chosen = generator.sample(rows[open_to // 2 : open_to], max(1, tokens // len(rows[open_to - 1].input_ids)))
-        ids, labels = (pad_sequence([torch.tensor(getattr(row, name)) for row in chosen], batch_first=True, padding_value=value)
+        rows = []
+        while sum(len(row.input_ids) for row in rows) < tiny.batch_size * tiny.length:
+            case = case_files.case(generator, generator.randint(max(1, sentences // 2), sentences))
+            rows.append(chat_text.encode(tokenizer, case_files.messages(case), tiny.max_position_embeddings))
+        ids, labels = (pad_sequence([torch.tensor(getattr(row, name)) for row in rows], batch_first=True, padding_value=value)
                        for name, value in (("input_ids", tokenizer.pad_token_id), ("labels", chat_text.IGNORED)))  # fmt: skip
-        yield {"input_ids": ids, "labels": labels, "attention_mask": (ids != tokenizer.pad_token_id).long()}
+        batch = {"input_ids": ids, "labels": labels, "attention_mask": (ids != tokenizer.pad_token_id).long()}
+        recent = [*recent[-3:], (yield min(1.0, (step + 1) / 20) * left / FADING, batch)]
+        loss = sum(recent) / len(recent)
+        if sentences == tiny.sentences and (left < FADING or loss < KNOWN_LOSS / 3):
+            left -= 1
+            if not left:
+                return
+        elif sentences < tiny.sentences and len(recent) == 4 and loss < KNOWN_LOSS:
+            sentences, recent = min(tiny.sentences, max(sentences + 1, round(1.25 * sentences))), []
 
 
 def _pretrain(model, batches, tiny):
-    """Training on `batches` for as many steps as `tiny` says; Muon on the hidden matrices, AdamW on embeddings and norms. The last loss."""
+    """Training on `batches`, which are told each loss; Muon on the hidden matrices, AdamW on embeddings and norms. The last loss."""
     import torch
 
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -231,14 +246,17 @@ def _pretrain(model, batches, tiny):
         torch.optim.Muon(hidden, lr=tiny.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=tiny.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    for step, batch in zip(range(tiny.steps), batches, strict=False):
+    scale, batch = next(batches)
+    while True:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(**batch).loss
         loss.backward()
-        scale = min(1.0, (step + 1) / 20) * max(0.02, 1 - step / tiny.steps)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = tiny.learning_rate * scale
             optimizer.step()
             optimizer.zero_grad()
-    return loss.item()
+        try:
+            scale, batch = batches.send(loss.item())
+        except StopIteration:
+            return loss.item()

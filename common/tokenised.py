@@ -196,7 +196,7 @@ def describe(statistics):
     spans = [(s["label"], safe_text.shorten(s["text"], SHOWN)) for s in statistics["example"]["spans"]]
     shown = "".join(f"[[{text}]]" if label else text for label, text in spans)
     lines.append(f"row {statistics['example']['id']} as the model sees it; what it learns stands in [[ ]]:")
-    return "\n".join([*lines, *(f"  | {line}" for line in shown.splitlines())])
+    return safe_text.visible("\n".join([*lines, *(f"  | {line}" for line in shown.splitlines())]))  # documents may hold what it would obey
 
 
 def _left_out(count, first, why=""):
@@ -233,7 +233,7 @@ def _write_rows(path, rows):
     with path.open("w", encoding="utf-8") as out:
         for row in rows:
             held_out = {"id": row.id, "group": row.group, "topics": row.topics, "messages": row.messages}
-            held_out |= {"facts": row.facts} if row.facts else {}
+            held_out |= {name: value for name, value in (("facts", row.facts), ("document", row.document)) if value}
             out.write(json.dumps(held_out, ensure_ascii=False) + "\n")
 
 

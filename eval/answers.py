@@ -3,16 +3,17 @@
 import hashlib
 import time
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from room import Room
 
-from common import chat_text
+from common import chat_text, positions
 from common.chat_rows import BadRow
 from common.refusal import Refusal
 
-MAX_NEW_TOKENS = 512  # of an answer, unless told or the references are short
+MAX_NEW_TOKENS = 512  # of an answer, unless told or the references are short or longer
+NO_LIMIT = 1 << 30  # positions of a model whose config names none
 TOKENISED_AT_ONCE = 16  # rows side by side on all cores; what the tokenizers library says of a token takes 100 bytes
 FIRST_STAGE = 64  # tokens generated before finished answers leave the batch, which is then read again
 READING = 16  # tokens of a prompt that are read in about the time in which one is written: where it has more, stages are longer
@@ -24,6 +25,7 @@ LOGITS_AT_ONCE = 1 << 28  # numbers in a batch's logits: 1 GB in fp32, whatever 
 class Encoded:
     """One row in tokens: the prompt as a user's program would write it, and the conversation as in training, to the last end of turn."""
 
+    asked: list  # the prompt's messages as they fit
     prompt_ids: array  # of C ints, 4 bytes each, for documents are long
     ids: array
     answer_start: int  # of the last answer in `ids`
@@ -55,22 +57,69 @@ def encode(tokenizer, rows, max_length):
         fitted = chat_text.fit(tokenizer, [row.messages for row in batch], max_length)
         if broken := next(((row, reason) for row, reason in zip(batch, fitted, strict=True) if isinstance(reason, BadRow)), None):
             raise Refusal(f"row {broken[0].id} cannot be judged: {broken[1]}")
-        texts = [chat_text.render(tokenizer, messages[:-1], add_generation_prompt=True) for messages, _ in fitted]
-        prompts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        for row, (_, trained), prompt in zip(batch, fitted, prompts, strict=True):
+        prompts = _prompts(tokenizer, [messages[:-1] for messages, _ in fitted])
+        for row, (messages, trained), prompt in zip(batch, fitted, prompts, strict=True):
             labels = trained.labels
             last = max((n for n, label in enumerate(labels) if label != chat_text.IGNORED), default=None)
             if last is None:
                 raise Refusal(f"row {row.id} has no answer token under this chat template, so it has no loss")
             first = next(n for n in range(last, -1, -1) if n == 0 or labels[n - 1] == chat_text.IGNORED)
             differing += prompt != trained.input_ids[:first]
-            found.append(Encoded(array("i", prompt), array("i", trained.input_ids[: last + 1]), first))
+            found.append(Encoded(messages[:-1], array("i", prompt), array("i", trained.input_ids[: last + 1]), first))
     if not differing:
         return found, None
     return found, (
         f"{differing} of {len(rows)} prompts give other tokens alone than before an answer (the tokenizer joins their end "
         "differently), so the model answers prompts that it was not trained on"
     )
+
+
+def _prompts(tokenizer, conversations):
+    texts = [chat_text.render(tokenizer, messages, add_generation_prompt=True) for messages in conversations]
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def most_new(asked, longest):
+    """Tokens that an answer may have, the longest reference having `longest`: as asked; else 512, or a quarter more than that reference.
+
+    But at most twice that reference: what runs on is wrong already.
+    """
+    return asked or min(max(MAX_NEW_TOKENS, -(-5 * longest // 4)), 2 * longest)
+
+
+def positions_of(model):
+    """How many tokens a prompt and its answer may have together, with the scaling that the model's config asks for."""
+    config = model.config.get_text_config().to_dict()
+    declared = config.get("max_position_embeddings") or config.get("n_positions")
+    return (positions.of_config(config).longest if declared else None) or NO_LIMIT
+
+
+def with_room(tokenizer, rows, encoded, most, max_new_tokens):
+    """`encoded` of `rows`, its prompts leaving `max_new_tokens` of the model's `most` positions, and sentences on what that took.
+
+    As trained on, a long document and its reference fill MAX_SEQ_LENGTH: where the model has no more positions, an answer could only
+    become as long as its reference. So documents are shortened further, whatever their reference; but prompts keep half the positions.
+    """
+    room, found, shortened = max(most - max_new_tokens, most // 2), list(encoded), 0
+    long = [n for n, row in enumerate(encoded) if len(row.prompt_ids) > room]
+    for start in range(0, len(long), TOKENISED_AT_ONCE):
+        batch = long[start : start + TOKENISED_AT_ONCE]
+        asked = [[*rows[n].messages[:-1], {"role": "assistant", "content": "."}] for n in batch]
+        fitted = zip(batch, chat_text.fit(tokenizer, asked, room), strict=True)
+        fitted = {n: messages[0][:-1] for n, messages in fitted if not isinstance(messages, BadRow)}
+        prompts = _prompts(tokenizer, list(fitted.values())) if fitted else []
+        for (n, messages), prompt in zip(fitted.items(), prompts, strict=True):
+            found[n] = replace(encoded[n], asked=messages, prompt_ids=array("i", prompt))
+        shortened += len(fitted)
+    left = [most - len(row.prompt_ids) for row in found]
+    tight, full = sum(0 < n < max_new_tokens for n in left), sum(n <= 0 for n in left)
+    limit = f"the model's {most:,} positions"
+    notes = [
+        (shortened, f"were shortened more than for training, to leave {most - room:,} of {limit} for an answer, whatever its reference"),
+        (tight, f"leave fewer than {max_new_tokens:,} tokens of {limit} for an answer, which is cut off there"),
+        (full, f"leave nothing of {limit} for an answer and could not be shortened; their answers are empty and count as wrong"),
+    ]
+    return found, [f"{count} of {len(found)} prompts {words}" for count, words in notes if count]
 
 
 def end_ids(tokenizer, model, rows):
@@ -181,7 +230,7 @@ def generate(model, tokenizer, rows, ends, pad, max_new_tokens, batch_size, samp
     from transformers import GenerationConfig
 
     device, room = next(model.parameters()).device, Room.of(model)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    limit = positions_of(model)
     said = [[] for _ in rows]
     config = {"eos_token_id": sorted(ends), "pad_token_id": pad, "use_cache": True, "do_sample": sampling != "greedy"}
     if sampling != "greedy":

@@ -18,8 +18,13 @@ class Row:
     messages: list
     facts: dict = field(default_factory=dict)  # {where in the document: [words that an answer should hold]}
 
-    question = property(lambda self: next((m["content"] for m in reversed(self.messages[:-1]) if m["role"] == "user"), ""))
+    question = property(lambda self: question_of(self.messages[:-1]))
     reference = property(lambda self: self.messages[-1]["content"])
+
+
+def question_of(messages):
+    """The last that a user says in `messages`."""
+    return next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
 
 
 def read(path, limit=None):

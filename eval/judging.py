@@ -18,7 +18,7 @@ from common import scores
 from common.refusal import Refusal
 from common.run_directory import read_json, step_of, write_json
 
-JUDGE = 1  # raise it when a figure's meaning changes: everything is judged again
+JUDGE = 2  # raise it when a figure's meaning changes: everything is judged again
 BATCH = 64  # rows at a time unless told
 HAS_BASE = True  # a model that training began with, to compare with
 
@@ -96,6 +96,7 @@ class Judge:
         self.notes = []
         self.judged = {}  # (settings_key, weights) -> result, of this process
         self._encoded = {}  # the tokenizer's digest -> the rows in its tokens
+        self._asked = {}  # this digest, a model's positions -> the test rows as such a model is asked, their `Documents`
 
     def _read_rows(self):
         return Rows.of(self.run, self.options.rows)
@@ -189,13 +190,10 @@ class Judge:
         if not answering:
             return {"metrics": figures, "speed": None, "examples": []}
         ends = answers.end_ids(tokenizer, model, encoded)
-        prompts = encoded[: len(test)]
+        prompts, about = self._to_ask(model, tokenizer, digest)
         given = answers.generate(model, tokenizer, prompts, ends, pad, self._max_new_tokens(tokenizer), size, options.sampling)
         pairs = [(row.reference, answer) for row, answer in zip(test, given.texts, strict=True)]
         rouges, numbers = ([score(*pair) for pair in pairs] for score in (scores.rouge, scores.numbers_recalled))
-        about = self.rows.documents
-        if about.note() and about.note() not in self.notes:
-            self.notes.append(about.note())
         return {
             "metrics": figures
             | {
@@ -226,14 +224,27 @@ class Judge:
         if digest not in self._encoded:
             encoded, note = answers.encode(tokenizer, self.rows.all, self._max_length())
             self._encoded = {digest: encoded}
-            if note and note not in self.notes:
-                self.notes.append(note)
+            self._note(note)
         return self._encoded[digest]
 
+    def _to_ask(self, model, tokenizer, digest):
+        """The test rows as `answers.Encoded` whose prompts leave room for an answer, and the `Documents` that are read in them."""
+        key = digest, answers.positions_of(model)
+        if key not in self._asked:
+            test = self.rows.test
+            encoded = self._in_tokens(tokenizer, digest)[: len(test)]
+            prompts, notes = answers.with_room(tokenizer, test, encoded, key[1], self._max_new_tokens(tokenizer))
+            about = documents.Documents(test, [row.asked for row in prompts])
+            self._asked = {key: (prompts, about)}
+            self._note(*notes, *about.notes())
+        return self._asked[key]
+
+    def _note(self, *sentences):
+        self.notes += [sentence for sentence in sentences if sentence and sentence not in self.notes]
+
     def _max_new_tokens(self, tokenizer):
-        """As asked; else 512, or a quarter more than the longest reference, but at most twice that: what runs on is wrong already."""
         longest = max(len(ids) for ids in tokenizer([row.reference for row in self.rows.test], add_special_tokens=False)["input_ids"])
-        return self.options.max_new_tokens or min(max(answers.MAX_NEW_TOKENS, -(-5 * longest // 4)), 2 * longest)
+        return answers.most_new(self.options.max_new_tokens, longest)
 
     def _max_length(self):
         return read_json(self.run.constants, {}).get("MAX_SEQ_LENGTH") or 1 << 30

@@ -66,12 +66,20 @@ def needed(run, options, rows):
     except Refusal:  # no base, or dimensions that nobody knows: an explicit number is obeyed
         return (1, None) if asked == "auto" else (asked, {n: int(USABLE * memory) for n, memory in enumerate(memories[:asked])})
     weights = weight_bytes(found, saved_model.four_bit(run, options.load_in_4bit, base))
-    length = longest(run, rows) + (options.max_new_tokens or answers.MAX_NEW_TOKENS)
+    length = longest(run, rows) + answers.most_new(options.max_new_tokens, longest_reference(run, rows))
     count = asked if asked != "auto" else gpus_per_model(found, weights, length, min(memories), len(memories))
     return count, room_for_weights(found, weights, length, memories[:count]) if count > 1 else None
 
 
 def longest(run, rows):
     """Tokens that the longest row can have: as many as its text has bytes, but no more than the run's MAX_SEQ_LENGTH."""
-    bound = max(sum(TEMPLATE + len(message["content"].encode()) for message in row.messages) for row in rows)
-    return min(bound, read_json(run.constants, {}).get("MAX_SEQ_LENGTH") or bound)
+    return _bounded(run, max(sum(TEMPLATE + len(message["content"].encode()) for message in row.messages) for row in rows))
+
+
+def longest_reference(run, rows):
+    """Tokens that the longest reference answer can have, as `longest`: no tokenizer is loaded before the GPUs are divided."""
+    return _bounded(run, max(len(row.reference.encode()) for row in rows))
+
+
+def _bounded(run, count):
+    return min(count, read_json(run.constants, {}).get("MAX_SEQ_LENGTH") or count)

@@ -8,9 +8,12 @@ from common.run_facts import ROUGH_BELOW
 
 LEGEND = (
     "mean [95 % bootstrap interval, resampling groups of rows that share their source]. Validation loss is on validation.jsonl,\n"
-    "the rest on test.jsonl. Losses are nats per answer token; numbers is the share of the reference's numbers that the answer has,\n"
-    "exact that of answers that are the reference; tok/s is of whole batches"
+    "the rest on test.jsonl. Losses are nats per answer token; tok/s is of whole batches"
 )
+OF_ANSWERS = {  # what is said of a column where there is one
+    "numbers": "numbers is the share of the reference's numbers that the answer has",
+    "exact": "exact the share of answers that are the reference",
+}
 OF_FACTS = (
     ".\nFacts is the share of the facts listed with a row that stand in the answer word for word, of all and by their place in the document"
 )
@@ -72,11 +75,14 @@ def _verdict_of_tokens(name, result):
 
 def _columns(results):
     """[(what the figures are about, heading, [a cell for each model]), …] behind the models' names."""
-    shown = measures.judged(results) if results else measures.METRICS
-    for key, metric in shown.items():
+    for key, metric in _shown(results).items():
         yield metric.about, metric.name, [_figure(r["metrics"].get(key), metric.digits) for r in results]
     for place, name in enumerate(["tok/s"] if _of_tokens(results) else ["tok/s", "s/answer"]):
         yield "speed", name, [_speed(r["speed"])[place] for r in results]
+
+
+def _shown(results):
+    return measures.judged(results) if results else measures.METRICS
 
 
 def _speed(found):
@@ -114,10 +120,13 @@ def _blocks(names, columns):
 def _legend(results):
     if _of_tokens(results):
         return OF_TOKENS.format(resampled=results[0]["resampled"])
-    about = {metric.about for metric in measures.judged(results).values()} if results else ()
+    shown = _shown(results)
+    about = {metric.about for metric in shown.values()} if results else ()
+    of_answers = "; ".join(words for key, words in OF_ANSWERS.items() if key in shown)
+    legend = LEGEND + f";\n{of_answers}" * bool(of_answers)
     usual = next((r["of_references"] for r in results if r.get("of_references")), {}).get("copy_rate")
     usual = f" (of the references' {usual:.2f})" if usual is not None else ""
-    return LEGEND + OF_FACTS * ("fact" in about) + OF_DOCUMENTS.format(usual=usual) * ("document" in about)
+    return legend + OF_FACTS * ("fact" in about) + OF_DOCUMENTS.format(usual=usual) * ("document" in about)
 
 
 def _counts(results):

@@ -7,7 +7,8 @@
 
 Read are LexSumm (input, output), BillSum (text, summary), Multi-LexSum (sources, a list; summary/long, /short, /tiny) and GovReport
 (report, summary), as JSON lines, plain or .gz, or parquet; which of them a row is, its keys say. A document that is too long loses its
-middle, at ends of sentences and marked [...]; beginning, end and summary stay whole. All summaries of a document are on one side.
+middle, at ends of sentences and marked [...], and of its facts those that stood there alone; beginning, end and summary stay whole.
+All summaries of a document are on one side.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import annotated_types
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
-from common import chat_text, constants, hub, legal_files, mixing, refusal, split_files
+from common import chat_text, constants, hub, legal_files, mixing, refusal, scores, split_files
 from common.chat_rows import BadRow
 from common.refusal import Refusal
 
@@ -29,7 +30,7 @@ TEST: list[str] = []  # none: a share of TRAIN's documents
 HELD_OUT: Annotated[float, annotated_types.Ge(0), annotated_types.Lt(0.5)] = 0.05  # that share, for each of the two that have no files
 OUTPUT: str = "data/legal_summaries"  # a directory
 SUMMARIES: list[Literal["long", "short", "tiny"]] = ["long"]  # of Multi-LexSum's three; each is a row of its own, with the same prompt
-SYSTEM: str = "You are a legal assistant."
+SYSTEM: str = "You are a legal assistant. Summarise the document."  # is never cut; "" writes none
 MODEL_NAME: str = "Qwen/Qwen3-4B-Instruct-2507"  # whose tokenizer and chat template count
 MAX_SEQ_LENGTH: PositiveInt = 262_144  # tokens of a row: as many as the recipe's
 LONG_DOCUMENTS: Literal["shorten", "drop"] = "shorten"  # "drop" leaves rows out that are longer, counted
@@ -73,7 +74,7 @@ class Waiting:
 
 def main(**overrides):
     """Write the rows; returns {"output", "rows": {side: rows}, "formats": {format: rows}, "left_out": {reason: rows}, "shortened",
-    "taken"}: rows that were shortened, and the tokens that it took away.
+    "taken", "facts_taken"}: rows that were shortened, and the tokens and the facts that it took away.
 
     Raises `Refusal` for files that cannot be read or are of another kind, and for bad rows
     unless BAD_ROWS is "skip"; nothing is written then.
@@ -84,7 +85,7 @@ def main(**overrides):
     sides = {"train": legal_files.find(TRAIN, "TRAIN"), "valid": legal_files.find(VALIDATION, "VALIDATION"),
              "test": legal_files.find(TEST, "TEST")}  # fmt: skip
     tokenizer = chat_text.load_tokenizer(hub.find(MODEL_NAME))
-    lengths = {"document": [], "summary": [], "taken": []}
+    lengths = {"document": [], "summary": [], "taken": [], "facts": []}
     with split_files.SplitFiles(OUTPUT) as out:
         for rows in batches(read(out, sides)):
             write(out, tokenizer, rows, lengths)
@@ -95,7 +96,7 @@ def main(**overrides):
     print(in_words(lengths))
     taken = [tokens for tokens in lengths["taken"] if tokens]
     return {"output": OUTPUT, "rows": dict(out.counts), "formats": dict(out.kinds), "left_out": dict(out.skipped), "shortened": len(taken),
-            "taken": sum(taken)}  # fmt: skip
+            "taken": sum(taken), "facts_taken": sum(lengths["facts"])}  # fmt: skip
 
 
 # reading
@@ -166,7 +167,7 @@ def shared(out, where, side, document):
 
 
 def write(out, tokenizer, rows, lengths):
-    """Write the rows as long as they may be; lengths: in tokens, before anything was taken away, and what was."""
+    """Write the rows as long as they may be; lengths: in tokens, before anything was taken away, and what was, facts counted too."""
     around = around_document(tokenizer)
     for row, found in zip(rows, chat_text.fit(tokenizer, [row.messages for row in rows], MAX_SEQ_LENGTH, LONG_DOCUMENTS), strict=True):
         if isinstance(found, BadRow) and not isinstance(found, chat_text.TooLong):
@@ -179,9 +180,24 @@ def write(out, tokenizer, rows, lengths):
             messages, encoded = found
             whole, learned = len(encoded.input_ids) + encoded.taken, sum(label != chat_text.IGNORED for label in encoded.labels)
             lengths["taken"].append(encoded.taken)
-            out.write(row.side, row.row_id, row.source, messages, **row.more)
+            more, gone = without_taken_facts(row, messages) if encoded.taken and "facts" in row.more else (row.more, 0)
+            lengths["facts"].append(gone)
+            out.write(row.side, row.row_id, row.source, messages, **more)
         lengths["document"].append(whole - learned - around)
         lengths["summary"].append(learned)
+
+
+def without_taken_facts(row, messages):
+    """(the further fields of a row, how many of its facts are gone): those that stood in its document and do not in that of `messages`,
+    which is shortened. Words that never stood there, such as a date written in another way, stay."""
+    facts = row.more["facts"]
+    documents = (next(m["content"] for m in some if m["role"] == "user") for some in (row.messages, messages))
+    before, after = (scores.facts_found(facts, document) for document in documents)
+    left = {place: [fact for fact, stood, stands in zip(words, before[place], after[place], strict=True) if stands or not stood]
+            for place, words in facts.items()}  # fmt: skip
+    gone = sum(map(len, facts.values())) - sum(map(len, left.values()))
+    left = {place: words for place, words in left.items() if words}
+    return {name: value for name, value in (row.more | {"facts": left}).items() if value}, gone
 
 
 def around_document(tokenizer):
@@ -192,7 +208,7 @@ def around_document(tokenizer):
 
 
 def in_words(lengths):
-    """How long documents and summaries are, and what was taken away."""
+    """How long documents and summaries are, and what was taken away, facts too."""
     lines = []
     for name in ("document", "summary"):
         middle, most, nearly, longest = np.percentile(lengths[name], (50, 90, 99, 100)).astype(int)
@@ -201,6 +217,9 @@ def in_words(lengths):
     if taken:
         lines += [f"shortened to MAX_SEQ_LENGTH = {MAX_SEQ_LENGTH:,}: {len(taken):,} of {len(lengths['taken']):,} rows, by "
                   f"{sum(taken):,} tokens; of a shortened one median {int(np.median(taken)):,}, most {max(taken):,}"]  # fmt: skip
+    if any(lengths["facts"]):
+        lines += [f"facts taken with the middle: {sum(lengths['facts']):,} of {sum(map(bool, lengths['facts'])):,} rows, whose `facts` no "
+                  "longer name them"]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -50,7 +50,7 @@ MAX_STEPS: int = -1  # above 0 it decides instead of the epochs
 PER_DEVICE_TRAIN_BATCH_SIZE: PositiveInt = 1  # 1 x 8 x 4 GPUs = 32 rows a step; two at once would be padded to the longer one
 GRADIENT_ACCUMULATION_STEPS: PositiveInt = 8
 LEARNING_RATE: PositiveFloat = 1e-4
-LR_SCHEDULER_TYPE: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"  # down to 0 at the last step
+LR_SCHEDULER_TYPE: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"  # down to 0 at the last step
 WARMUP_STEPS: NonNegativeInt | None = None  # None: a tenth of the steps, at most 100
 OPTIM: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"  # 8 bytes a parameter, 1.1 GB, divided among the GPUs by ZeRO-2
 WEIGHT_DECAY: NonNegativeFloat = 0.01
@@ -58,7 +58,7 @@ MAX_GRAD_NORM: NonNegativeFloat = 1.0  # 0 turns clipping off
 GRADIENT_CHECKPOINTING: Literal["unsloth", "true", "none"] = "unsloth"  # "true": on the GPU, 43 GiB more at full length
 TILED_MLP: bool = True  # False takes 3.9 GiB more at full length and computes the MLP twice in place of three times. GPUs alone
 SEED: NonNegativeInt = 42  # of the adapter's start, the weighting and the order of rows
-DATALOADER_NUM_WORKERS: NonNegativeInt = 4  # processes a GPU that make batches: about 50 MB of /dev/shm, of which a container has 64
+DATALOADER_NUM_WORKERS: NonNegativeInt = 4  # processes a GPU that make batches; they take 50 MB of /dev/shm, which containers are short of
 DS_CONFIG: str = "ds_configs/qwen3_4b_longctx.json"  # ZeRO-2, for several ranks. Buckets of 5e7: 100 MB each; see the README
 
 # Saving
@@ -77,7 +77,7 @@ LOGGING_STEPS: PositiveInt = 10
 REPORT_TO: list[Literal["tensorboard", "wandb"]] = ["tensorboard", "wandb"]  # [] for none; without a login W&B writes offline
 
 TINY = {
-    "MODEL_NAME": "tiny-qwen3",  # 0.6 million parameters that find facts in 300 tokens and in no more; built here once, in a minute
+    "MODEL_NAME": "tiny-qwen3",  # 0.5 million parameters that find facts in 300 tokens and in no more; built here once, in a minute
     "TRAIN_FILES": {"samples/legal_summaries/train.jsonl": 1.0},
     "VALIDATION_FILE": "samples/legal_summaries/valid.jsonl",
     "TEST_FILE": "samples/legal_summaries/test.jsonl",
@@ -88,7 +88,6 @@ TINY = {
     "DATALOADER_NUM_WORKERS": 0,
     "SAVE_STEPS": 20,
     "EVAL_STEPS": 20,
-    "LOGGING_STEPS": 5,
 }
 
 
@@ -97,7 +96,7 @@ def main(**overrides):
     settings = constants.resolve(globals(), overrides)  # from here on the capitals hold the resolved values
     versions.check()
     if MAX_STEPS > 0:
-        intervals.fit(MAX_STEPS, WARMUP_STEPS, EVAL_STEPS, SAVE_STEPS)  # a warmup that would not end is said now
+        intervals.fit(MAX_STEPS, WARMUP_STEPS, None, SAVE_STEPS)  # a warmup that would not end is said now
 
     def prepare(directory):  # runs once, in a process of its own, before any rank starts; later runs find the cache
         rows, report = chat_rows.read(TRAIN_FILES, bad_rows=BAD_ROWS)
@@ -125,8 +124,9 @@ def main(**overrides):
     if settings.plan:  # from what is on this machine; builds nothing
         tokenizer = hub.local_tokenizer(MODEL_NAME, MODEL_REVISION)
         cached = tokenised.find(prepare, files, tokenizer, **prepared)
-        own = "cpu" if settings.tiny else "4xH100"
-        return forecast.show(job(MODEL_NAME), MODEL_NAME, settings, own, TRAIN_FILES, 0.0, BAD_ROWS, tokenizer, cached, VALIDATION_FILE)
+        own, planned = "cpu" if settings.tiny else "4xH100", job(MODEL_NAME)
+        positions.require_length(positions.of(tokenizer, planned.model), MAX_SEQ_LENGTH, MODEL_NAME)
+        return forecast.show(planned, MODEL_NAME, settings, own, TRAIN_FILES, 0.0, BAD_ROWS, tokenizer, cached, VALIDATION_FILE)
 
     run_name = RUN_NAME or settings.default_run_name
     resume.check(run_name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)  # a wrong name, path or key is said now
@@ -144,7 +144,7 @@ def main(**overrides):
         chat_rows.require([file] if file else [], constant)
     model_name = hub.find(MODEL_NAME, MODEL_REVISION)
     directory = hub.tokenizer_directory(model_name, MODEL_REVISION)
-    rope_scaling = positions.require(directory, MAX_SEQ_LENGTH, MODEL_NAME)  # refuses rows longer than the model's positions
+    rope_scaling, scaled = positions.require(directory, MAX_SEQ_LENGTH, MODEL_NAME)  # refuses rows longer than the model's positions
     base_gib = hub.weights_gib(model_name, MODEL_REVISION)
     expected = None if settings.no_plan else forecast.require(job, model_name, settings)  # stops a run that cannot fit, with the fix
     data = tokenised.once(prepare, files, directory, **prepared)  # once for all ranks
@@ -152,8 +152,9 @@ def main(**overrides):
     forecast.announce(expected, MODEL_NAME, data)
     rows_per_step = PER_DEVICE_TRAIN_BATCH_SIZE * GRADIENT_ACCUMULATION_STEPS * launch.ranks(settings)
     there_are = intervals.steps(data.statistics["splits"]["train"]["rows"], rows_per_step, NUM_TRAIN_EPOCHS, MAX_STEPS)
-    fitted, said = intervals.fit(there_are, WARMUP_STEPS, EVAL_STEPS, SAVE_STEPS)
-    log.say_once("\n".join(said))
+    fitted, said = intervals.fit(there_are, WARMUP_STEPS, EVAL_STEPS if VALIDATION_FILE else None, SAVE_STEPS)
+    for sentence in said:
+        log.say_once(sentence)
     launch.prepare_process()
     launch.on_all_gpus(settings)  # several GPUs: starts one rank on each and ends here; otherwise goes on
     if ds_config and not launch.is_distributed():
@@ -181,15 +182,14 @@ def main(**overrides):
         weight_decay=WEIGHT_DECAY,
         max_grad_norm=MAX_GRAD_NORM,
         bf16=True,
-        bf16_full_eval=True,
+        bf16_full_eval=True,  # weights are bf16 all the same while it trains; judged under autocast, as in a step
         gradient_checkpointing=GRADIENT_CHECKPOINTING != "none",
         max_length=MAX_SEQ_LENGTH,
         packing=False,  # a document fills its row
         dataset_kwargs={"skip_prepare_dataset": True},  # rows are tokenised and fit already
         loss_type="nll",  # Unsloth computes it in chunks of labelled tokens; TRL's own default is another path
-        prediction_loss_only=True,
         eval_strategy="steps" if validation else "no",
-        eval_steps=fitted["eval_steps"],
+        eval_steps=fitted["eval_steps"] or EVAL_STEPS,
         save_steps=fitted["save_steps"],
         load_best_model_at_end=False,
         logging_steps=LOGGING_STEPS,
@@ -206,6 +206,8 @@ def main(**overrides):
     args.output_dir = str(run.path)
     if RESUME_FROM_CHECKPOINT and not checkpoint:
         log.say(f"nothing to resume: no whole checkpoint of a run named {run_name} is in {OUTPUT_DIR}/; this run starts afresh")
+    if scaled:
+        log.warn(scaled)
     if checkpoint:
         for sentence in resume.changed_constants(checkpoint, settings.values, data.key, args.world_size, ds_config is not None, False):
             log.warn(sentence)
@@ -219,6 +221,7 @@ def main(**overrides):
     watching.attach(trainer, run)
     micro_batch = resume.micro_batch(checkpoint, PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size)
     kept = checkpoints.Checkpoints(trainer, run, settings.values, data.key, micro_batch, SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)
+    batches.require_shared_memory(train["length"], DATALOADER_NUM_WORKERS, args.world_size)
     batches.group_by_length(trainer, train["length"], micro_batch, SEED)  # ranks have rows of like length, or all wait for the longest
     steps = watching.announce(trainer, run, data.statistics, fitted["warmup_steps"])
     with kept.secured():  # whatever happens from here on, what is committed gets to the store

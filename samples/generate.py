@@ -11,7 +11,6 @@
     mtg_drafts.csv.gz       drafts of invented cards in the columns of 17lands
     legal_cases.jsonl       invented case files with their summaries, as LexSumm has them
     legal_summaries/        longer ones as conversations, with the facts that a summary has to name and where they stand
-    legal_base_chats.jsonl  short ones, so that a base knows how to summarise and has never seen a long document
 
 The same seed gives the same bytes. Rows that ask one quantity in one wording share a `family`, so that a split by family
 holds out wordings and not merely figures. All texts were written, and all figures computed, for this repository.
@@ -87,7 +86,6 @@ def main(directory):
     mtg.write(directory, SEED, random.Random(f"{SEED} mtg chats"))
     mtg_draft_table.write(directory / "mtg_drafts.csv.gz", seed=SEED)
     write_lines(directory / "legal_cases.jsonl", legal_cases.raw_rows(SEED))
-    write_lines(directory / "legal_base_chats.jsonl", legal_cases.base_rows(SEED))
     (directory / "legal_summaries").mkdir(exist_ok=True)
     for side, rows in legal_cases.long_rows(SEED):
         write_lines(directory / "legal_summaries" / f"{side}.jsonl", rows)

@@ -1,99 +1,26 @@
-"""Invented case files of thousands of tokens, whose summaries name people from their beginning, middle and end.
-
-All names, cases and sentences were made up for this repository. Who plays a part in a case is said in one sentence; all around it is
-procedure in which people come up, some of them by chance those. `case(generator, sentences)` gives one as LexSumm has them:
-{"input", "output"}, and "facts".
-"""
+"""Files of invented cases: as LexSumm has them, and longer ones as conversations with the facts that a summary has to name."""
 
 import random
 
-SYSTEM = "You are a legal assistant."
-PARTS = {  # who a summary has to name: where in the document it is said, and how
-    "claimant": ("beginning", ("The complaint was brought by claimant {}.", "It was claimant {} who went to court.")),
-    "judge": ("beginning", ("The case was given to judge {}.", "Over the hearings sat judge {}.")),
-    "expert": ("middle", ("The court appointed expert {} to look at the machine.", "A written opinion came from expert {}.")),
-    "witness": ("middle", ("Both parties asked to hear witness {} again.", "Nobody was there but witness {} that day.")),
-    "trustee": ("end", ("The money is held by trustee {}.", "The keys were handed over to trustee {}.")),
-    "clerk": ("end", ("All of this was written down by clerk {}.", "The files were closed by clerk {}.")),
-}
-SUMMARY = (
-    "Brought by claimant {claimant} before judge {judge}. Evidence: expert {expert} and witness {witness}. "
-    "Outcome: trustee {trustee}, clerk {clerk}."
-)
-PLACES = {"beginning": 0.05, "middle": 0.5, "end": 0.95}  # of the document, give or take a twentieth
-NAMES = [
-    first + last
-    for first in ("Bro", "Cov", "Dru", "Fes", "Gru", "Hob", "Jov", "Kem", "Lup", "Mib", "Nul", "Pov")
-    for last in ("bek", "dorn", "gix", "hask", "kel", "lurm", "mond", "nisk", "rast", "teg", "vond", "wick")
-]
-SIDES = ("plaintiff", "defendant", "insurer", "carrier")
-PAPERS = ("the invoice", "the contract", "the survey", "the ledger", "the letter", "the permit", "the lease", "the report")
-ACTS = ("objected to", "relied on", "asked for", "referred to", "moved to strike", "filed", "withdrew", "submitted")
-MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")
-PROCEDURE = (
-    *("Counsel for the {side} {act} {paper}.", "On {day} {month} the {side} {act} {paper}.", "{name} was heard on {paper}."),
-    *("A copy of {paper} was sent to {name}.", "The court took note of {paper} and adjourned until {month}."),
-    *("The {side} had {amount} dollars in the account.", "The hearing of {day} {month} went on without the {side}."),
-    *("No party asked {name} about {paper}.", "Pages {day} to {amount} of {paper} were read into the record."),
-    *("The motion of the {side} was denied in {month}.", "There was no answer from {name} before {month}."),
-)
-BASE_ROWS = {5: 160, 20: 40}  # of the base's cases: up to so many sentences of procedure, so many rows of each length
-LONG, TRAIN_ROWS, VALID_ROWS, TEST_ROWS = (40, 300), 160, 12, 24
-JUDGED = (150, 300)  # sentences of the held-out cases: 1,700 to 3,400 tokens
+from common import case_files
+
+LONG = (40, 300)  # sentences of a case: 500 to 3,400 tokens
+JUDGED = (150, 300)  # of a held-out one: 1,700 to 3,400
+ROWS = {"train": 160, "valid": 12, "test": 24}
 RAW_ROWS = 12
 
 
-def procedure(generator):
-    """One sentence in which nothing happens that a summary names."""
-    return generator.choice(PROCEDURE).format(
-        side=generator.choice(SIDES), act=generator.choice(ACTS), paper=generator.choice(PAPERS), day=generator.randint(1, 28),
-        month=generator.choice(MONTHS), name=generator.choice(NAMES), amount=generator.randint(100, 999),
-    )  # fmt: skip
-
-
-def case(generator, sentences):
-    """A case with so many sentences of procedure and one for each part: {"input": str, "output": str, "facts": {place: [names]}}."""
-    names = dict(zip(PARTS, generator.sample(NAMES, len(PARTS)), strict=True))
-    lines = [procedure(generator) for _ in range(sentences)]
-    for part in reversed(PARTS):
-        place, wordings = PARTS[part]
-        at = (PLACES[place] + generator.uniform(-0.05, 0.05)) * sentences
-        lines.insert(round(at), generator.choice(wordings).format(names[part]))
-    paragraphs = []
-    while lines:
-        size = generator.randint(4, 9)
-        paragraphs.append(" ".join(lines[:size]))
-        del lines[:size]
-    facts = {place: [names[part] for part in PARTS if PARTS[part][0] == place] for place in PLACES}
-    return {"input": "\n\n".join(paragraphs), "output": SUMMARY.format(**names), "facts": facts}
-
-
-def chat(name, case):
-    """A case as prepare/legal_summaries.py writes it."""
-    messages = [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": case["input"]},
-        {"role": "assistant", "content": case["output"]},
-    ]
-    return {"id": name, "facts": case["facts"], "messages": messages}
-
-
-def base_rows(seed):
-    """Short cases, for a base model that can summarise and has never seen a long one."""
-    generator = random.Random(f"{seed} short cases")
-    for sentences in range(1, max(BASE_ROWS) + 1):
-        for _ in range(next(rows for most, rows in BASE_ROWS.items() if sentences <= most)):
-            yield {"messages": chat("", case(generator, sentences))["messages"]}
-
-
 def long_rows(seed):
-    """{"train": rows, "valid": …, "test": …} of long cases."""
-    for side, count, (least, most) in (("train", TRAIN_ROWS, LONG), ("valid", VALID_ROWS, JUDGED), ("test", TEST_ROWS, JUDGED)):
-        generator = random.Random(f"{seed} {side} cases")
-        yield side, [chat(f"case_{side}_{n}", case(generator, generator.randint(least, most))) for n in range(1, count + 1)]
+    """(side, rows) for each of train, valid and test, as prepare/legal_summaries.py writes them."""
+    for side, count in ROWS.items():
+        generator, sentences = random.Random(f"{seed} {side} cases"), LONG if side == "train" else JUDGED
+        cases = [case_files.case(generator, generator.randint(*sentences)) for _ in range(count)]
+        yield side, [
+            {"id": f"case_{side}_{n}", "facts": case["facts"], "messages": case_files.messages(case)} for n, case in enumerate(cases, 1)
+        ]
 
 
 def raw_rows(seed):
     """Cases as LexSumm has them, every fourth longer than 4,096 tokens."""
     generator = random.Random(f"{seed} raw cases")
-    return [case(generator, 400 if number % 4 == 3 else generator.randint(60, 240)) for number in range(RAW_ROWS)]
+    return [case_files.case(generator, 400 if number % 4 == 3 else generator.randint(60, 240)) for number in range(RAW_ROWS)]

@@ -19,7 +19,7 @@ yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 
 config["rope_parameters"] = {**config["rope_parameters"], **yarn}
 (copy / "config.json").write_text(json.dumps(config))
 
-scaling = positions.require(copy, LENGTH, "copy")
+scaling, _ = positions.require(copy, LENGTH, "copy")
 model, _ = models.load(str(copy), LENGTH, load_in_4bit=False, gradient_checkpointing="none", rope_scaling=scaling)
 ids = torch.randint(3, 900, (1, 64), generator=torch.Generator().manual_seed(0))
 far = torch.arange(LENGTH - 64, LENGTH)[None]

@@ -8,6 +8,7 @@ from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader
 
 from common import batches
+from common.refusal import Refusal
 
 
 def lognormal(count, seed=0):
@@ -90,3 +91,16 @@ def test_no_two_epochs_have_one_order():
         orders.append(list(sampler))
     assert len(sampler) == 96 and all(sorted(order) == list(range(96)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+@pytest.mark.parametrize(("workers", "ranks", "refused"), [(4, 4, True), (4, 1, False), (0, 8, False)])
+def test_loader_workers_need_shared_memory(workers, ranks, refused):
+    """64 MB is what a container has of it: 4 workers of one rank take 50 at 262,144 tokens, of four ranks 201."""
+    said = ""
+    try:
+        batches.require_shared_memory([1000, 262_144], workers, ranks, free=64e6)
+    except Refusal as refusal:
+        said = str(refusal)
+    assert bool(said) == refused
+    if refused:
+        assert "DATALOADER_NUM_WORKERS = 4 on 4 rank(s) hand over up to 201 MB through /dev/shm, of which 64 are free" in said

@@ -269,3 +269,33 @@ def test_rows_of_another_kind_are_bad_rows(write):
     rows, report = chat_rows.read([path, lists], bad_rows="skip")
     assert [row.id for row in rows] == ["a", "b"]
     assert [(b["file"], b["line"]) for b in report["bad_rows"]] == [(path, 2), (lists, 1)]
+
+
+FACTS = {"beginning": ["12 March 2019"], "end": ["Osei", "Lindqvist"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (FACTS, FACTS),
+        (FACTS | {"middle": None}, FACTS),  # a place of a table's columns without words
+        ({}, {}),
+        (None, {}),
+        ("The court was asked.", {}),
+        (["Osei"], {}),
+        (7, {}),
+        ({"end": "Osei"}, {}),
+        ({"end": [7]}, {}),
+        ({"end": ["Osei", " "]}, {}),
+    ],
+)
+def test_facts_are_taken_where_they_are_words_by_place_and_are_another_s_field_otherwise(given, wanted):
+    assert parse({"messages": GOOD, "facts": given})[0].facts == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [("0f" * 16, "0f" * 16), ("Complaint", ""), ("0F" * 16, ""), ("0f" * 16 + "\n", ""), (7, ""), (None, "")]
+)
+def test_the_digest_of_the_whole_document_is_taken_where_it_is_one(given, wanted):
+    assert parse({"messages": GOOD, "document": given})[0].document == wanted
+    assert parse({"messages": GOOD})[0].document == ""

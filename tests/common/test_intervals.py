@@ -25,6 +25,7 @@ def test_the_original_run_of_86_steps_would_have_evaluated():
         (1000, 0, 200, 10, (0, 200, 10)),  # whoever saves often fears to lose hours
         (1, 0, 200, 200, (0, 1, 1)),
         (3, None, 1, 1, (0, 1, 1)),
+        (100, 0, None, 200, (0, None, 25)),  # nothing to evaluate: nothing is said of it
     ],
 )
 def test_what_fits_stays_and_what_does_not_becomes_a_quarter(steps, warmup, evaluate, save, expected):

@@ -250,7 +250,7 @@ def test_the_loss_is_made_in_chunks_and_no_logits_of_a_row_exist(both, case):
     assert ours["largest"] < logits / 4
 
 
-@pytest.mark.parametrize("case", LABELS)
+@pytest.mark.parametrize("case", [case for case, counts in LABELS.items() if all(counts)])  # a row without a label is refused when read
 def test_a_held_out_loss_is_that_of_every_label_token_and_makes_no_logits_of_a_row(both, case):
     plainly, ours = both[0][case], both[1][case]["held_out"]
     assert ours["loss"] == pytest.approx(plainly["loss"], rel=2e-6)

@@ -209,3 +209,54 @@ def test_a_held_out_file_without_the_documents_that_training_has(tmp_path):
         mixing.held_out_rows("test", file, seen, report, by="document")
     with pytest.raises(Refusal, match="has no document that is not in the other files too; name a file of documents that are held out"):
         mixing.held_out_rows("test", file, seen, report, bad_rows="skip", by="document")
+
+
+WHOLE = "The claim was filed. It was heard at length. It was denied."
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out"),
+    [
+        (("The claim was filed. [...]", WHOLE), ("[...] It was denied.", WHOLE)),  # shortened in two ways
+        (("The claim was filed. [...]", WHOLE), (WHOLE.upper(), None)),  # not shortened by a converter
+        ((WHOLE, None), ("The claim was filed. [...]", WHOLE)),
+        (("The claim was filed. [...]", WHOLE), ("The claim was filed.\n[...]", None)),  # its field was lost
+        (("The claim was filed. [...]", None), ("The claim was filed. [...]", WHOLE)),
+    ],
+)
+def test_a_document_is_the_same_however_it_was_shortened(tmp_path, trained, held_out):
+    def line(text, whole, summary):
+        return json.dumps(case(text, summary) | ({"document": mixing.document_digest(whole)} if whole else {}))
+
+    file = tmp_path / "valid.jsonl"
+    file.write_text(line("Another.", None, "x") + "\n" + line(*held_out, "y") + "\n")
+    row, _ = chat_rows.parse(line(*trained, "a").encode(), "t", 7)
+    report = {"rows_read": 10, "bad_rows": [], "bad_row_count": 0}
+    seen = mixing.seen_as("training", [row], by="document")
+    with pytest.raises(Refusal, match=r"shares 1 of its 2 documents .*\(line 2: its document is in the training rows too, t line 7\)"):
+        mixing.held_out_rows("validation", file, seen, report, by="document")
+    kept = mixing.held_out_rows("validation", file, seen, report, bad_rows="skip", by="document")
+    assert [row.messages[1]["content"] for row in kept] == ["Another."]
+    other = [Row(f"r{n}", f"r{n}", case(f"Number {n}", "x")["messages"], "o.jsonl", n) for n in range(40)]
+    two = [chat_rows.parse(line(*given, "s").encode(), "o.jsonl", 50 + n)[0] for n, given in enumerate((trained, held_out))]
+    for n, given in enumerate(two):
+        given.group = f"of converter {n}"
+    for seed in range(20):
+        sides = mixing.split([*other, *two], 0.5, seed)
+        assert sum(any(row in two for row in side) for side in sides) == 1
+
+
+def test_rows_of_one_document_are_one_whichever_digests_they_have(tmp_path):
+    """The second is the document of training by its field, the first and the third by the text they share with it."""
+    file, digest = tmp_path / "valid.jsonl", mixing.document_digest(WHOLE)
+    rows = [case("Filed. [...]", "a"), case("Filed. [...]", "b") | {"document": digest}, case("Filed. [...]", "c"), case("Other.", "d")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trained, _ = chat_rows.parse(json.dumps(case("[...] Denied.", "x") | {"document": digest}).encode(), "t", 7)
+    seen, report = mixing.seen_as("training", [trained], by="document"), {"rows_read": 1, "bad_rows": [], "bad_row_count": 0}
+    with pytest.raises(Refusal, match="shares 1 of its 2 documents .*line 1: .*line 2: .*line 3: "):
+        mixing.held_out_rows("validation", file, seen, report, by="document")
+    kept = mixing.held_out_rows("validation", file, seen, report, bad_rows="skip", by="document")
+    assert [row.messages[1]["content"] for row in kept] == ["Other."]
+    (tmp_path / "test.jsonl").write_text(json.dumps(case("Other.", "e")) + "\n")
+    with pytest.raises(Refusal, match="its document is in the validation rows too"):
+        mixing.held_out_rows("test", tmp_path / "test.jsonl", seen, report, by="document")

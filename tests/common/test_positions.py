@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from common import log, positions
+from common import dimensions, positions
 from common.refusal import Refusal
 
 QWEN3 = {"max_position_embeddings": 40_960, "rope_theta": 1_000_000}
@@ -36,7 +36,7 @@ def model(tmp_path):
     ],
 )
 def test_the_loader_is_given_what_the_config_asks_for(model, config, length, given):
-    assert positions.require(model(config), length, "m") == given
+    assert positions.require(model(config), length, "m")[0] == given
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_length_beyond_the_models_positions_is_refused_with_what_to_write(mode
     assert f"MAX_SEQ_LENGTH is {length:,}, and the config.json of Qwen/Qwen3-4B allows {allowed} positions" in str(refusal.value)
     written = json.loads("{" + str(refusal.value).split("model write ")[1].split(" into config.json")[0] + "}")
     helped = model({**config, **written, "rope_parameters": None})
-    assert positions.require(helped, length, "copy") == written["rope_scaling"]
+    assert positions.require(helped, length, "copy")[0] == written["rope_scaling"]
 
 
 def test_scaling_that_unsloth_would_ignore_is_refused(model):
@@ -62,16 +62,44 @@ def test_scaling_that_unsloth_would_ignore_is_refused(model):
 
 
 @pytest.mark.parametrize(("length", "warned"), [(131_072, True), (32_768, False)])
-def test_scaling_beyond_what_was_pretrained_is_said(model, length, warned, capfd, monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    positions.require(model(QWEN3 | {"rope_scaling": YARN}), length, "m")
-    shown = "".join(capfd.readouterr())
-    assert ("was pretrained on 32,768 positions; up to 131,072 they are scaled by yarn, factor 4.0" in shown) == warned
-    log.close()
+def test_scaling_beyond_what_was_pretrained_is_said(model, length, warned):
+    _, warning = positions.require(model(QWEN3 | {"rope_scaling": YARN}), length, "m")
+    assert bool(warning) == warned
+    if warned:
+        assert warning.startswith("m was pretrained on 32,768 positions; up to 131,072 they are scaled by yarn, factor 4.0, as its config")
 
 
-def test_an_adapters_directory_says_nothing_of_positions(tmp_path):
-    assert positions.require(tmp_path, 10**6, "m") is None
+def test_an_adapter_is_no_model_to_start_from(tmp_path):
+    with pytest.raises(Refusal, match="has no config.json, so it is no model"):
+        positions.require(tmp_path, 10**6, "m")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, "max_position_embeddings = None; it must be a whole number"),
+        ({"max_position_embeddings": "4096"}, "max_position_embeddings = '4096'"),
+        (QWEN3 | {"rope_scaling": "yarn"}, 'rope_scaling = "yarn"; it must be an object'),
+        (QWEN3 | {"rope_scaling": YARN | {"factor": None}}, "rope_scaling = "),
+        (QWEN3 | {"rope_scaling": {"type": "linear"}}, "rope_scaling = "),
+        (QWEN3 | {"rope_scaling": YARN | {"factor": "4"}}, "rope_scaling = "),
+    ],
+)
+def test_a_config_that_no_model_has_is_refused(model, config, said):
+    with pytest.raises(Refusal) as refusal:
+        positions.require(model(config), 4096, "m")
+    assert said in str(refusal.value) and "config.json says" in str(refusal.value)
+
+
+def test_a_config_inside_a_config_is_read(model):
+    assert positions.of_config({"text_config": QWEN3 | {"rope_scaling": YARN}}).longest == 131_072
+
+
+def test_without_a_config_the_dimensions_count(model, tmp_path):
+    known = dimensions.read("Qwen/Qwen3-4B-Instruct-2507")
+    for directory in (None, tmp_path):
+        assert positions.of(directory, known) == positions.Positions(262_144, 262_144, None, {})
+    assert positions.of(model(QWEN3), known).longest == 40_960
 
 
 def test_unsloth_keeps_to_the_scaling_that_the_config_asks_for(warm, tmp_path):

@@ -123,6 +123,15 @@ def test_the_sentence_follows_the_intervals(run, rouge, half, words):
     assert words in page_of(run).text
 
 
+def test_numbers_are_explained_where_they_are_a_column(run):
+    sentence = "Numbers is the share of the numbers in the reference answer"
+    assert sentence in page_of(run).text
+    for path in run.eval.glob("*.json"):
+        if path.stem != "summary":
+            write_json(path, read_json(path) | {"metrics": read_json(path)["metrics"] | {"numbers": None}})
+    assert sentence not in page_of(run).text
+
+
 def test_models_judged_with_other_settings_are_not_compared(run):
     change(run.eval / "base.json", settings_key="other", settings={"max_new_tokens": 32})
     text = page_of(run).text

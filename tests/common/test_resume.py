@@ -410,7 +410,10 @@ def changed(checkpoint, data_key="key", world_size=1, sharded=False, packing=Fal
 
 @pytest.mark.parametrize(
     ("name", "old", "new"),
-    [("SEED", 42, 7), ("TRAIN_FILES", {"a.jsonl": 1.0}, {"b.jsonl": 1.0}), ("LORA_R", 16, 8), ("LEARNING_RATE", 1e-4, 5e-3)],
+    [
+        *(("SEED", 42, 7), ("TRAIN_FILES", {"a.jsonl": 1.0}, {"b.jsonl": 1.0}), ("LORA_R", 16, 8), ("LEARNING_RATE", 1e-4, 5e-3)),
+        ("LONG_DOCUMENTS", "shorten", "drop"),
+    ],
 )
 def test_a_resume_with_another_split_or_shape_is_refused(tmp_path, name, old, new):
     checkpoint = write_checkpoint(tmp_path / "checkpoint-8", {name: old})
@@ -430,6 +433,9 @@ def test_a_resume_says_which_constants_changed_and_which_matter(tmp_path):
     assert changed(checkpoint, **again) == ["SAVE_STEPS was 48 and is 24 from here on; no weight depends on it"]  # the end counts
     assert changed(write_checkpoint(tmp_path / "checkpoint-9", {"OUTPUT_DIR": "a"}), OUTPUT_DIR="b") == [
         "OUTPUT_DIR was 'a' and is 'b' from here on; no weight depends on it"
+    ]
+    assert changed(write_checkpoint(tmp_path / "checkpoint-10", {"DATALOADER_NUM_WORKERS": 4}), DATALOADER_NUM_WORKERS=0) == [
+        "DATALOADER_NUM_WORKERS was 4 and is 0 from here on; no weight depends on it"
     ]
     with pytest.raises(Refusal, match="the training files, their split, the tokenizer, its library's version or this repository's code"):
         changed(checkpoint, data_key="other key")

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from common import chat_rows, chat_text, mixing, tokenised
+from common import chat_rows, chat_text, conversation_columns, mixing, tokenised
 from common.refusal import Refusal
 
 
@@ -407,6 +407,38 @@ def test_copying_into_a_run(tmp_path, prepare):
     run.path.mkdir()
     prepare({path: 1.0}).copy_to(run)
     assert sorted(p.name for p in run.path.iterdir()) == ["data.json", "test.jsonl", "validation.jsonl"]
+
+
+def test_control_characters_of_documents_do_not_reach_the_terminal(tmp_path, prepare):
+    first = question(1, words=0)
+    first["messages"][0]["content"] += "\x1b]0;title\x07 \x1b[2Jred\x00\x9b31m \u202eback\ttab\nnext line"
+    data = prepare({write_rows(tmp_path / "a.jsonl", [first]): 1.0}, held_out=0)
+    assert "\x1b[2J" in data.statistics["example"]["spans"][0]["text"], "in the file it stays as it is"
+    said = tokenised.describe(data.statistics)
+    assert not any(character in said for character in "\x1b\x07\x00\x9b\u202e")
+    assert "␛[2Jred␀[U+009B]31m [U+202E]back\ttab\n  | next line" in said
+
+
+def test_what_is_held_out_keeps_the_digest_of_its_whole_document(tmp_path, prepare):
+    rows = [question(n) | {"document": f"{n:032x}"} for n in range(20)]
+    data = prepare({write_rows(tmp_path / "a.jsonl", rows): 1.0})
+    held_out = [json.loads(line) for name in ("validation", "test") for line in (data.path / f"{name}.jsonl").read_text().splitlines()]
+    assert held_out and all(row["document"] == f"{int(row['id'].split('_')[1]):032x}" for row in held_out)
+
+
+def test_long_rows_among_short_ones_are_not_tokenised_all_at_once(tmp_path, prepare, monkeypatch):
+    """On average a batch has as many characters as may be; where its long rows stand together it has more."""
+    given, fit = [], chat_text.fit
+    monkeypatch.setattr(conversation_columns, "AT_ONCE", (256, 3000))
+    monkeypatch.setattr(chat_text, "fit", lambda *of: given.append(of[1]) or fit(*of))
+    rows = [question(n, words=80 if 100 <= n < 120 else 900 if n == 130 else 0) for n in range(400)]
+    train = prepare({write_rows(tmp_path / "a.jsonl", rows): 1.0}, held_out=0, max_length=2000).train()
+    given = [messages for messages in given if len(messages) > 1 or messages[0] != rows[0]["messages"]]  # the example, once more
+    assert [messages for group in given for messages in group] == [row["messages"] for row in rows]
+    sizes = [(len(group), sum(len(message["content"]) for messages in group for message in messages)) for group in given]
+    assert all(characters <= 3000 or count == 1 for count, characters in sizes)
+    assert sum(characters > 3000 for _, characters in sizes) == 1 and len(given) < 40
+    assert len(train) == 400
 
 
 @pytest.mark.parametrize(("count", "words", "of_a_process"), [(4100, 0, "2000, 20_000_000"), (40, 150, "2000, 30_000")])

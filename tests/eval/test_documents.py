@@ -55,7 +55,7 @@ def judged(made, tmp_path_factory):
     run = RunDirectory(shutil.copytree(made.path, tmp_path_factory.mktemp("documents") / "tiny"))
     case_files(run.test, 8)
     said, before = io.StringIO(), sys.argv
-    sys.argv = ["eval_all.py", str(run.path), "--max-new-tokens", "24", "--workers", "1"]
+    sys.argv = ["eval_all.py", str(run.path), "--max-new-tokens", "96", "--workers", "1"]
     try:
         with contextlib.redirect_stdout(said), pytest.raises(SystemExit) as stop:
             eval_all.main()
@@ -65,18 +65,28 @@ def judged(made, tmp_path_factory):
     return run, {path.stem: json.loads(path.read_text()) for path in run.eval.glob("*.json") if path.stem != "summary"}, said.getvalue()
 
 
-def test_figures_are_those_counted_by_hand_from_the_answers(judged):
+def test_figures_are_those_counted_by_hand_from_the_answers_and_the_documents_as_read(judged):
     import statistics
 
-    from common import scores
+    from transformers import AutoTokenizer
 
-    run, results, _ = judged
+    from common import chat_text, scores
+
+    run, results, said = judged
     rows = {row["id"]: row for row in map(json.loads, run.test.read_text().splitlines())}
+    tokenizer, shown = AutoTokenizer.from_pretrained(run.final_model), {}
+    for row in rows.values():  # of 256 positions 96 are the answers', whatever the reference
+        messages, _ = chat_text.fit(tokenizer, [[*row["messages"][:-1], {"role": "assistant", "content": "."}]], 256 - 96)[0]
+        shown[row["id"]] = messages[-2]["content"]
+        assert "[...]" in messages[-2]["content"]
+    facts = {n: [(p, w) for p, listed in row["facts"].items() for w in listed if w.lower() in shown[n].lower()] for n, row in rows.items()}
+    lost = sum(len(listed) for row in rows.values() for listed in row["facts"].values()) - sum(map(len, facts.values()))
+    assert lost == 8 and "note: 8 of 36 facts, of 8 rows, do not stand in what the model reads of their shortened documents" in said
+    assert "note: 8 of 8 prompts were shortened more than for training, to leave 96 of the model's 256 positions for an answer" in said
     for result in results.values():
         metrics, examples = result["metrics"], result["examples"]
         assert len(examples) == 8
-        documents = {e["id"]: rows[e["id"]]["messages"][-2]["content"] for e in examples}
-        rates = [slow_rates(documents[e["id"]], e["answer"]) for e in examples]
+        rates = [slow_rates(shown[e["id"]], e["answer"]) for e in examples]
         for place, key in enumerate(("copy_rate", "repetition_rate")):
             values = [pair[place] for pair in rates if pair[place] is not None]
             assert metrics[key]["mean"] == pytest.approx(statistics.mean(values))
@@ -85,7 +95,7 @@ def test_figures_are_those_counted_by_hand_from_the_answers(judged):
         assert 0 <= metrics["stopped"]["low"] <= metrics["stopped"]["mean"] <= metrics["stopped"]["high"] <= 1
         shares = []
         for e in examples:
-            assert [(f["place"], f["words"]) for f in e["facts"]] == [(p, w) for p, ws in rows[e["id"]]["facts"].items() for w in ws]
+            assert [(f["place"], f["words"]) for f in e["facts"]] == facts[e["id"]]
             assert all(f["found"] is scores.facts_found({"": [f["words"]]}, e["answer"])[""][0] for f in e["facts"])
             shares.append(statistics.mean(f["found"] for f in e["facts"]))
         assert metrics["fact_recall"]["mean"] == pytest.approx(statistics.mean(shares))
@@ -172,7 +182,29 @@ def test_places_are_named_safely_in_their_order_and_too_many_are_not_shown():
     names = [metric.name for metric in shown.values() if metric.about == "fact"]
     assert names == ["Facts", "Facts: b end", f"Facts: {'x' * 24}", "Facts: end b", "Facts: b end 2"]
     many = documents.Documents([row(0, **{f"page {n}": ["a"] for n in range(9)})])
-    assert list(many.figures(["a"], [True])) == ["fact_recall"] and "9 places, more than 6" in many.note()
+    assert list(many.figures(["a"], [True])) == ["fact_recall"] and "9 places, more than 6" in many.notes()[-1]
+    assert documents.Documents(rows).notes() == []
+
+
+def test_facts_that_shortening_took_do_not_count_and_what_is_copied_is_copied_from_what_was_read():
+    import documents
+
+    document = "Case 77 was heard in May. The judge was Osei. " + "Nothing else happened on that day. " * 40 + "The fine was 12,000 euros."
+    rows = [row(n, document, "r", beginning=["77"], middle=["Osei", "settled"], end=["12,000"]) for n in range(2)]
+    rows.append(row(2, "short", "r", beginning=["not said in so many words"]))
+    read = "Case 77 was heard in May.\n[...]\nThe fine was 12,000 euros."
+    asked = [[{"role": "user", "content": read}], rows[1].messages[:-1], rows[2].messages[:-1]]
+    about, answer = documents.Documents(rows, asked), "77, then the judge was osei. 12,000"
+    found = about.figures([answer, answer, "said"], [True] * 3)
+    assert found["fact_recall"] == [1.0, 0.75, 0.0]  # of whole documents the facts count that stand there in other words, too
+    assert found["fact_recall_middle"] == [None, 0.5, None]
+    assert [(f["place"], f["words"]) for f in about.example(0, answer)["facts"]] == [("beginning", "77"), ("end", "12,000")]
+    (note,) = about.notes()
+    assert note.startswith("2 of 9 facts, of 1 rows, do not stand in what the model reads")
+    copied = documents.Documents([row(0, document)] * 2, [asked[0], asked[1]])
+    assert copied.figures(["the judge was osei. Nothing else happened"] * 2, [True] * 2)["copy_rate"] == [0.0, 1.0]
+    before = documents.Documents([row(0, read, beginning=["77"], middle=["Osei"])])  # shortened when the rows were made
+    assert before.figures(["77"], [True])["fact_recall"] == [1.0] and before.notes()[0].startswith("1 of 2 facts, of 1 rows,")
 
 
 def test_examples_keep_the_beginning_and_the_end_of_a_document():
@@ -239,3 +271,19 @@ def test_the_table_of_many_figures_is_cut_where_the_figures_are_about_something_
     first, second = table.text([plain]).partition("\n9 test rows")[0].split("\n\n")  # as before there were documents
     assert first.split("\n")[0].split()[-1] == "Perplexity" and second.split("\n")[0].split()[-1] == "s/answer"
     assert "Facts" not in table.text([plain]) and "copied" not in table.text([plain])
+
+
+def test_the_legend_speaks_of_the_columns_that_are_shown():
+    import table
+
+    figure = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    result = {"name": "base", "metrics": {}, "rows": 9, "groups": 3, "speed": None}
+
+    def legend(*names):
+        return table.text([result | {"metrics": dict.fromkeys(["loss", "rougeL", *names], figure)}]).partition("mean [95 %")[2]
+
+    assert "numbers" not in legend() and "exact" not in legend() and legend().endswith("tok/s is of whole batches")
+    assert legend("numbers").endswith(";\nnumbers is the share of the reference's numbers that the answer has")
+    assert legend("exact").endswith(";\nexact the share of answers that are the reference")
+    assert "numbers is" in legend("numbers", "exact") and "; exact the share" in legend("numbers", "exact")
+    assert "numbers is" in table.markdown([result | {"metrics": {"numbers": figure}}], {})

@@ -209,7 +209,7 @@ def test_of_several_answers_the_last_is_judged_and_a_long_row_is_shortened_as_fo
     ]
     row = held_out.Row("r", "g", turns)
     (whole,), note = answers.encode(tokenizer, [row], 500)
-    assert note is None and whole.ids[: whole.answer_start] == whole.prompt_ids
+    assert note is None and whole.asked == turns[:-1] and whole.ids[: whole.answer_start] == whole.prompt_ids
     assert tokenizer.decode(whole.ids[whole.answer_start :]) == "variance is 3<|eot_id|>"
     assert "variance is 2<|eot_id|>" in tokenizer.decode(whole.prompt_ids)
     (short,), _ = answers.encode(tokenizer, [row], len(whole.ids) - 1)

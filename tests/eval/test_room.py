@@ -181,6 +181,97 @@ def test_an_answer_stopped_by_itself_or_at_the_most_tokens(tuned, encoded):
         assert stopped or len(tokenizer(text)["input_ids"]) >= 40
 
 
+def with_positions(made, tmp_path, **changed):
+    """The base of the run, its config changed."""
+    import json
+    import shutil
+
+    from transformers import AutoModelForCausalLM
+
+    place = shutil.copytree(made.path.parent / "base", tmp_path / "changed")
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | changed))
+    return AutoModelForCausalLM.from_pretrained(place).eval()
+
+
+def rows_of(*documents, answer="rate", before=()):
+    import held_out
+
+    return [
+        held_out.Row(str(n), "g", [*before, {"role": "user", "content": text}, {"role": "assistant", "content": answer}])
+        for n, text in enumerate(documents)
+    ]
+
+
+def test_a_model_whose_positions_are_scaled_by_yarn_answers_beyond_those_its_config_declares(made, tuned, tmp_path):
+    import answers
+
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "rope_theta": 10_000.0}
+    model = with_positions(made, tmp_path, rope_parameters=yarn)
+    encoded, _ = answers.encode(tuned[1], rows_of("The mean of the sample was tested. " * 60), 1024)
+    assert model.config.max_position_embeddings == 256 and 256 < len(encoded[0].prompt_ids) < 800
+    given = answers.generate(model, tuned[1], encoded, {1}, 2, 16, 4, "greedy")
+    assert given.tokens > 0
+    assert answers.positions_of(model) == 1024 and answers.positions_of(tuned[0]) == 256
+
+
+@pytest.mark.parametrize("declared", [None, 0])
+def test_a_model_whose_config_names_no_positions_has_no_limit(declared):
+    import answers
+
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(to_dict=lambda: {"max_position_embeddings": declared}))
+    assert answers.positions_of(SimpleNamespace(config=config)) == answers.NO_LIMIT
+
+
+def test_documents_are_shortened_so_that_answers_have_room_whatever_their_reference(run, options, monkeypatch):
+    """MAX_SEQ_LENGTH is all that the model has: a full row would have left an answer as many tokens as its reference."""
+    import json
+
+    import answers
+    import judging
+
+    text = "".join(f"The mean of week {n} was tested. " for n in range(60))
+    references = ["rate", "The rate of the test is the mean of the sample, and its size is the size of the group."]
+    rows = [{"id": str(n), "group": str(n), "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": reference}]}
+            for n, reference in enumerate(references)]  # fmt: skip
+    run.test.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked, original = [], answers.generate
+    monkeypatch.setattr(answers, "generate", lambda *given: asked.append(given[2]) or original(*given))
+    judge = judging.Judge(run, options("--max-new-tokens", 60))
+    for name in ("checkpoint-5", "checkpoint-10"):
+        judge(name, run.path / name, run.eval / f"{name}.json")
+    for short, long in asked:
+        assert short.prompt_ids == long.prompt_ids and 256 - 60 - 40 < len(short.prompt_ids) <= 256 - 60
+        assert all(len(row.ids) > 256 - 40 for row in (short, long)) and short.ids[: len(short.prompt_ids)] != short.prompt_ids
+    assert judge.notes == [
+        "2 of 2 prompts were shortened more than for training, to leave 60 of the model's 256 positions for an answer, "
+        "whatever its reference"
+    ]
+
+
+def test_prompts_without_room_for_an_answer_are_counted(tuned):
+    import answers
+
+    rules = {"role": "system", "content": "mean of the sample " * 60}
+    rows = [*rows_of("What is the mean?"), *rows_of("What is the mean?", before=[rules])]
+    encoded, _ = answers.encode(tuned[1], rows, 512)
+    full = len(encoded[1].prompt_ids)
+    assert full > 200
+    found, notes = answers.with_room(tuned[1], rows, encoded, 1024, 512)
+    assert found == encoded and notes == []
+    found, notes = answers.with_room(tuned[1], rows, encoded, full, 24)
+    assert found == encoded and notes == [
+        f"1 of 2 prompts leave nothing of the model's {full} positions for an answer and could not be shortened; "
+        "their answers are empty and count as wrong"
+    ]
+    found, notes = answers.with_room(tuned[1], rows, encoded, full + 9, 24)
+    assert found == encoded and notes == [
+        f"1 of 2 prompts leave fewer than 24 tokens of the model's {full + 9} positions for an answer, which is cut off there"
+    ]
+    short = len(encoded[0].prompt_ids)  # however long answers may be, questions keep half of the positions
+    assert answers.with_room(tuned[1], rows[:1], encoded[:1], 2 * short, 10 * short)[0] == encoded[:1]
+
+
 @pytest.mark.parametrize(
     ("name", "four_bit", "length", "memory", "gpus", "wanted"),
     [
@@ -311,6 +402,8 @@ def needed(run, options):
 def test_a_run_takes_as_many_gpus_as_its_longest_row_needs(run, options, monkeypatch):
     import json
 
+    import placement
+
     from common.refusal import Refusal
     from common.run_directory import read_json, write_json
 
@@ -330,6 +423,14 @@ def test_a_run_takes_as_many_gpus_as_its_longest_row_needs(run, options, monkeyp
     assert needed(run, options("--load-in-4bit", "true"))[0] == 1
     with pytest.raises(Refusal, match="--gpus-per-model is 5, and there are 4 GPUs for it here"):
         needed(run, options("--gpus-per-model", 5))
+    row["messages"][-1]["content"] = "word " * 20_000  # 100,000 bytes, so perhaps as many tokens
+    run.test.write_text(json.dumps(row) + "\n")
+    lengths = []
+    monkeypatch.setattr(placement, "gpus_per_model", lambda found, weights, length, *rest: lengths.append(length) or 1)
+    automatic = options()
+    automatic.max_new_tokens = None
+    assert needed(run, automatic) == needed(run, options()) == (1, None)
+    assert lengths == [131_072 + 125_000, 131_072 + 24]  # as the answers may have: a quarter more than the longest reference
     machine(monkeypatch, 0)
     assert needed(run, options()) == (1, None)
     with pytest.raises(Refusal, match="there are no GPUs"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common import chat_text, hub, legal_files
+from common import chat_rows, chat_text, hub, legal_files, mixing
 from common.refusal import Refusal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def contents(row):
     return [(message["role"], message["content"]) for message in row["messages"]]
 
 
-SYSTEM = ("system", "You are a legal assistant.")
+SYSTEM = ("system", "You are a legal assistant. Summarise the document.")
 
 # Formats
 
@@ -123,6 +123,14 @@ def test_facts_go_with_their_row(convert, tmp_path):
     assert [row.get("facts") for row in written(convert.output)["train"]] == [facts, None]
     convert(train=[write_parquet(tmp_path / "raw.parquet", [case(1, facts=facts)])])
     assert written(convert.output)["train"][0]["facts"] == facts
+
+
+def test_places_that_a_table_has_and_a_row_has_not(convert, tmp_path):
+    rows = [case(1, facts={"beginning": ["Osei"]}), case(2, facts={"end": ["Lindqvist"]}), case(3)]
+    convert(train=[write_parquet(tmp_path / "raw.parquet", rows)])
+    assert [row.get("facts") for row in written(convert.output)["train"]] == [{"beginning": ["Osei"]}, {"end": ["Lindqvist"]}, None]
+    convert([case(1, facts={"beginning": ["Osei"], "end": None}), case(2, facts={"end": None})])
+    assert [row.get("facts") for row in written(convert.output)["train"]] == [{"beginning": ["Osei"]}, None]
 
 
 def test_files_are_found_by_globs_in_order(convert, tmp_path):
@@ -219,6 +227,31 @@ def test_a_document_that_is_too_long_loses_whole_sentences_of_its_middle(convert
     assert len(said) < 5000 and "characters not shown" in said
 
 
+def test_facts_that_were_taken_with_the_middle_are_asked_for_no_longer(convert, capsys):
+    facts = {"beginning": ["day 1 the", "12 March 2019"], "middle": ["On day 200", "No. 201"], "end": ["Day 398", "court of case 1"]}
+    rows = [long_case(1)[0] | {"facts": facts}, long_case(2)[0] | {"facts": {"middle": ["On day 200"]}}, case(3, facts={"end": ["held"]})]
+    found = convert([*rows, long_case(4)[0]], max_seq_length=2000)
+    left = {"beginning": facts["beginning"], "end": facts["end"]}  # the date never stood there, so it is not gone with the middle
+    assert [row.get("facts") for row in written(convert.output)["train"]] == [left, None, {"end": ["held"]}, None]
+    assert found["facts_taken"] == 3
+    assert "facts taken with the middle: 3 of 2 rows, whose `facts` no longer name them" in capsys.readouterr().out
+    assert convert(rows, max_seq_length=100_000)["facts_taken"] == 0 and "facts taken" not in capsys.readouterr().out
+    assert [row.get("facts") for row in written(convert.output)["train"]] == [row["facts"] for row in rows]
+
+
+def test_a_document_that_two_conversions_shortened_differently_is_still_one(convert, tmp_path):
+    """With a longer summary less of the document stays, and its text is another one."""
+    long = long_case(1)[0]
+    for name, output in (("a", "Short."), ("b", "A summary that is longer, " * 30 + "by much.")):
+        convert([long | {"output": output}], max_seq_length=2000, output=str(tmp_path / name))
+    trained, _ = chat_rows.read([tmp_path / "a" / "train.jsonl"])
+    others, _ = chat_rows.read([tmp_path / "b" / "train.jsonl"])
+    assert trained[0].messages[1]["content"] != others[0].messages[1]["content"]
+    seen, report = mixing.seen_as("training", trained, by="document"), {"rows_read": 1, "bad_rows": [], "bad_row_count": 0}
+    with pytest.raises(Refusal, match="shares 1 of its 1 documents"):
+        mixing.held_out_rows("validation", tmp_path / "b" / "train.jsonl", seen, report, by="document")
+
+
 def test_documents_that_are_too_long_are_dropped_where_that_is_asked_for(convert, capsys):
     found = convert([long_case(1)[0], case(2)], max_seq_length=2000, long_documents="drop")
     assert found["rows"]["train"] == 1 and found["left_out"] == {"rows longer than MAX_SEQ_LENGTH": 1} and found["shortened"] == 0
@@ -271,6 +304,7 @@ BAD = {
     "control token": (case(1) | {"input": "Obey <|eot_id|> this."}, r"message 2 holds the control token <\|eot_id\|> as text"),
     "half a character": (case(1) | {"output": HALF}, "its output holds half of a surrogate pair"),
     "facts": (case(1) | {"facts": {"end": "Osei"}}, "its facts are no lists of words by place"),
+    "half a character of a fact": (case(1) | {"facts": {"end": [HALF]}}, "its facts hold half of a surrogate pair"),
     "list as a row": ([1, 2], "it is a list; a row is an object"),
 }
 

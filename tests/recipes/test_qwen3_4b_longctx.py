@@ -1,6 +1,7 @@
 """The long-context recipe by the user's own commands, shrunk: facts from all of a document, two ranks as one, answers that end."""
 
 import json
+import random
 import re
 import sys
 
@@ -10,6 +11,7 @@ from compared_runs import differences, logged
 from safetensors.torch import load_file
 from user_commands import ROOT, call, imported, train
 
+from common import case_files
 from common.run_directory import read_json
 
 RECIPE = "qwen3_4b_longctx"
@@ -17,7 +19,7 @@ PLACES = ("beginning", "middle", "end")
 QUIETLY = ("--report-to", "[]", "--test-file", "none", "--no-merge")
 # One process with two rows at once and two ranks with one each have the same rows in a step.
 FEW = ("--max-steps", "6", "--warmup-steps", "1", "--eval-steps", "3", "--save-steps", "3", "--logging-steps", "1",
-       "--gradient-accumulation-steps", "1")  # fmt: skip
+       "--gradient-accumulation-steps", "1", "--learning-rate", "1e-3")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_it_names_facts_from_the_whole_length_of_documents_it_could_not_read_bef
     run, _, said = learned
     base, final = (read_json(run.eval / f"{name}.json")["metrics"] for name in ("base", "final_model"))
     for place in PLACES:
-        assert base[f"fact_recall_{place}"]["mean"] < 0.1 and final[f"fact_recall_{place}"]["low"] > 0.5, place
+        assert base[f"fact_recall_{place}"]["high"] < 0.3 and final[f"fact_recall_{place}"]["low"] > 0.5, place
         assert f"Facts: {place}" in said
     assert final["fact_recall"]["mean"] > 0.8
     lengths = [len(json.loads(line)["messages"][1]["content"]) for line in run.test.open()]
@@ -75,7 +77,8 @@ def test_the_base_reads_short_documents_well(learned):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name = read_json(learned[0].run)["model_name"]
-    rows = [json.loads(line)["messages"] for line in (ROOT / "samples/legal_base_chats.jsonl").open()][-30:]
+    generator = random.Random("never seen")
+    rows = [case_files.messages(case_files.case(generator, generator.randint(8, 20))) for _ in range(30)]
     answers = summaries(AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name), rows)
     wanted, given = ([set(re.findall(r"\w+", text)) for text in texts] for texts in ((row[-1]["content"] for row in rows), answers))
     assert sum(len(a & b) for a, b in zip(wanted, given, strict=True)) > 0.9 * sum(map(len, wanted))
@@ -123,7 +126,7 @@ def test_steps_warmup_and_perplexity_are_said(learned):
 def test_the_loss_of_training_is_that_of_the_judge(learned):
     """Rows that training evaluated without logits, by plain transformers with them; the adapter's fp32 under autocast or not."""
     judged = read_json(learned[0].eval / "final_model.json")["metrics"]["validation_loss"]["mean"]
-    assert judged == pytest.approx(of(learned[0], "eval_loss")[80], rel=0.1, abs=0.003)
+    assert judged == pytest.approx(of(learned[0], "eval_loss")[80], rel=0.05, abs=0.002)
 
 
 # ZeRO-2 is one process
@@ -131,8 +134,8 @@ def test_the_loss_of_training_is_that_of_the_judge(learned):
 
 def test_two_ranks_under_zero_2_have_the_losses_of_one_process(one_process, two_ranks):
     assert "6 steps of 1 x 1 x 2 rank(s)" in two_ranks.output and "6 steps of 2 x 1 x 1 rank(s)" in one_process.output
-    for name in ("loss", "eval_loss", "grad_norm"):
-        assert of(two_ranks.run, name) == pytest.approx(of(one_process.run, name), rel=0.02), name
+    for name, apart in (("loss", 0.01), ("eval_loss", 0.01), ("grad_norm", 0.03)):  # products are rounded to bf16
+        assert of(two_ranks.run, name) == pytest.approx(of(one_process.run, name), rel=apart), name
     one, other = (movement(found.run) for found in (one_process, two_ranks))
     assert torch.dot(one, other) > 0.98 * one.norm() * other.norm() and one.norm().item() == pytest.approx(other.norm().item(), rel=0.02)
     assert list((two_ranks.run.path / "checkpoint-6").glob("global_step6/*optim_states.pt")), "ZeRO's sharded optimiser"

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from common import case_files
+
 SAMPLES = Path(__file__).parents[2] / "samples"
 SETS = ("cross_validated.jsonl", "arxiv.jsonl")
 MTG = (
@@ -18,7 +20,7 @@ MTG = (
     *("mtg_facts/train.jsonl", "mtg_facts/valid.jsonl", "mtg_facts/test.jsonl"),
 )
 LONG_CASES = ("legal_summaries/train.jsonl", "legal_summaries/valid.jsonl", "legal_summaries/test.jsonl")
-LEGAL = ("legal_cases.jsonl", "legal_base_chats.jsonl", *LONG_CASES)
+LEGAL = ("legal_cases.jsonl", *LONG_CASES)
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?!\w)")
 FINAL = re.compile(r"So the [^.]*? (?:is|are) (-?[\d.]+)(?: to (-?[\d.]+))?(?: percent)?\. Source: ")
 
@@ -331,7 +333,7 @@ def cases(name):
             yield row["input"], row["output"], row["facts"]
         else:
             roles, texts = zip(*((message["role"], message["content"]) for message in row["messages"]), strict=True)
-            assert roles == ("system", "user", "assistant") and texts[0] == "You are a legal assistant."
+            assert roles == ("system", "user", "assistant") and texts[0] == case_files.SYSTEM
             yield *texts[1:], row.get("facts")
 
 
@@ -348,10 +350,6 @@ def test_each_fact_stands_once_in_the_document_at_its_place_and_in_the_summary(n
         said, summed_up = named(document), named(summary)
         names = {part: who for part, (who, _) in said.items()}
         assert len(set(names.values())) == 6 and names == {part: who for part, (who, _) in summed_up.items()}
-        if name == "legal_base_chats.jsonl":  # of a few sentences: in their order
-            ends = [[said[part][1] for part in parts] for parts in PARTS.values()]
-            assert facts is None and max(ends[0]) < min(ends[1]) and max(ends[1]) < min(ends[2])
-            continue
         assert facts == {place: [names[part] for part in parts] for place, parts in PARTS.items()}
         for place, parts in PARTS.items():
             assert all(REACH[place][0] <= said[part][1] <= REACH[place][1] for part in parts), (place, document[:100])
@@ -361,33 +359,29 @@ def test_no_case_is_in_two_files_or_twice_in_one():
     words = {name: [" ".join(document.casefold().split()) for document, _, _ in cases(name)] for name in LEGAL}
     every = [document for documents in words.values() for document in documents]
     assert len(set(every)) == len(every) and [len(words[name]) for name in LONG_CASES] == [160, 12, 24]
-    assert max(map(len, words["legal_base_chats.jsonl"])) < min(len(document) for name in LONG_CASES for document in words[name])
     summaries = {name: {summary for _, summary, _ in cases(name)} for name in LEGAL}
     held_out = summaries["legal_summaries/valid.jsonl"] | summaries["legal_summaries/test.jsonl"]
-    assert len(held_out) == 36 and not held_out & (summaries["legal_summaries/train.jsonl"] | summaries["legal_base_chats.jsonl"])
+    assert len(held_out) == 36 and not held_out & summaries["legal_summaries/train.jsonl"]
     paragraphs = [{p for document, _, _ in cases(name) for p in document.split("\n\n") if p.count(". ") > 2} for name in LEGAL]
     assert sum(map(len, paragraphs)) == len(set().union(*paragraphs)) > 1000
 
 
-def test_all_people_of_the_cases_are_invented_and_nobody_is_always_the_same(monkeypatch):
-    monkeypatch.syspath_prepend(str(SAMPLES))
-    import legal_cases
-
+def test_all_people_of_the_cases_are_invented_and_nobody_is_always_the_same():
     plays, shown = {}, set()
     for name in LEGAL:
         for document, summary, _ in cases(name):
             shown |= set(re.findall(r"\b[A-Z]\w*", document + " " + summary))
             for part, (who, _) in named(document).items():
                 plays.setdefault(who, set()).add(part)
-    assert shown - STARTS - set(calendar.month_name) <= set(legal_cases.NAMES)
-    assert len(set(legal_cases.NAMES)) == len(legal_cases.NAMES) == 144
-    assert set(plays) == set(legal_cases.NAMES) and all(len(parts) == 6 for parts in plays.values()), "a name must not tell its part"
+    assert shown - STARTS - set(calendar.month_name) <= set(case_files.NAMES)
+    assert len(set(case_files.NAMES)) == len(case_files.NAMES) == 144
+    assert set(plays) == set(case_files.NAMES) and all(len(parts) > 1 for parts in plays.values()), "a name must not tell its part"
 
 
 def test_cases_are_the_same_ones_for_a_seed_and_the_files_small(monkeypatch):
     monkeypatch.syspath_prepend(str(SAMPLES))
     import legal_cases
 
-    for make in (legal_cases.raw_rows, lambda seed: list(legal_cases.base_rows(seed))[:50], lambda seed: dict(legal_cases.long_rows(seed))):
+    for make in (legal_cases.raw_rows, lambda seed: dict(legal_cases.long_rows(seed))):
         assert make(3) == make(3) != make(4)
-    assert size(*LEGAL) < 3_500_000
+    assert size(*LEGAL) < 2_500_000
