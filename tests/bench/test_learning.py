@@ -15,3 +15,11 @@ def test_three_seeds_learn(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "learning.md").read_text().count("| apart |") == 3
+
+
+@pytest.mark.soak
+def test_three_seeds_find_facts_in_long_documents(tmp_path):
+    command = [sys.executable, "bench/learning.py", "--long-context", "--output", str(tmp_path / "learning.md")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "learning.md").read_text().count("| final_model |") == 3
