@@ -10,8 +10,8 @@ from common.run_directory import read_json
 
 
 def logged(run):
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in run.metrics.read_text().splitlines()] if run.metrics.exists() else []
+    """The lines of metrics.jsonl; without a last one that is being written."""
+    return [json.loads(line) for line in run.metrics.read_text().split("\n")[:-1]] if run.metrics.exists() else []
 
 
 def figures(lines):

@@ -170,7 +170,7 @@ def test_raw_cases_are_converted_shortened_and_trained_on(warm, home):
     few = ("--max-steps", "2", "--gradient-accumulation-steps", "1", "--max-seq-length", "1024", "--no-merge", "--report-to", "[]")
     found = done(train(home, *few, *files, "--test-file", "none", name="raw", recipe=RECIPE, warm=warm))
     split = read_json(found.run.data)["splits"]["train"]
-    assert split["shortened"] == split["rows"] and split["length_percentiles"]["100"] <= 1024
+    assert split["shortened"] > split["rows"] / 2 and split["length_percentiles"]["100"] <= 1024
     assert "EVAL_STEPS is 1 in place of 20, which 2 steps do not reach twice" in found.output
 
 
