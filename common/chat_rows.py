@@ -190,6 +190,8 @@ def check(messages):
         role, content = message["role"], message.get("content")
         if role not in ROLES:
             raise BadRow(f"message {place} has the role {role!r}; known are {', '.join(ROLES)}")
+        if not isinstance(content, str) and content is not None:
+            raise BadRow(f"message {place} ({role}) has content of type {type(content).__name__}, where text belongs")
         if not isinstance(content, str) or not content.strip():
             raise BadRow(f"message {place} ({role}) has empty content")
         if role == "assistant" and content.lstrip().startswith("<think>") and "</think>" not in content:

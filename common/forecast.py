@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from common import accelerators, footprint, hardware, launch, plan, plan_text, token_counts
+from common import accelerators, chat_rows, footprint, hardware, launch, plan, plan_text, token_counts
 from common.log import say_once, warn
 from common.refusal import Refusal
 
@@ -20,6 +20,7 @@ def show(job, model_name, settings, own_gpus, files, held_out=0.0, bad_rows="sto
         more = {"bad_rows": bad_rows, "long_documents": job.long_documents}
         counts = token_counts.measure(files, job.max_seq_length, held_out, tokenizer, cached, **more)
         if validation_file and not cached:
+            chat_rows.require([validation_file], "VALIDATION_FILE")
             judged = token_counts.measure({validation_file: 1.0}, job.max_seq_length, 0.0, tokenizer, **more)
             counts = replace(counts, validation_rows=judged.rows, validation_tokens=judged.tokens)
         return workload(job, counts)

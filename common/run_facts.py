@@ -163,6 +163,8 @@ def differing_settings(one, other):
         return ""
     a, b = as_dict(one.get("settings")), as_dict(other.get("settings"))
     names = [str(k) for k in sorted({*a, *b}, key=str) if a.get(k) != b.get(k)]
+    if names == ["max_new_tokens"] and 0 in (a["max_new_tokens"], b["max_new_tokens"]):
+        return ""  # one of them was judged by its losses alone
     return ", ".join(names) or "settings_key"
 
 

@@ -10,6 +10,7 @@ from common.safe_text import shorten, visible
 
 SIDES = ("train", "valid", "test")
 ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one for each row that is not plain ASCII
+LINES = 12  # of a message in a clipped preview
 NAMED = 20  # left-out entries that are named; all are counted
 
 
@@ -73,7 +74,9 @@ class SplitFiles:
             lines += [f"preview, {topic}:"]
             for turn in row["messages"]:
                 shown = turn["content"] if clip is None else shorten(turn["content"], clip)
-                lines += [f"  | {turn['role']}: {line}" for line in shown.splitlines()]
+                whole = shown.splitlines()
+                lines += [f"  | {turn['role']}: {line}" for line in (whole if clip is None else whole[:LINES])]
+                lines += [f"  | … {len(whole) - LINES} lines more"] * (clip is not None and len(whole) > LINES)
         return visible("\n".join(lines))  # what a terminal would obey stands in documents, and in what is said of them
 
     def _part(self, side):

@@ -90,10 +90,15 @@ def main(**overrides):
         for rows in batches(read(out, sides)):
             write(out, tokenizer, rows, lengths)
         if not out.counts["train"]:
-            left_out = ", ".join(f"{count:,} {reason}" for reason, count in out.skipped.most_common()) or "nothing was left out"
-            raise Refusal(f"{', '.join(TRAIN)} give no row to train on ({left_out}); name other files, or change what leaves them out")
+            left_out = [f"{count:,} {reason}" for reason, count in out.skipped.most_common()]
+            left_out += [f"{count:,} held out for {side}" for side, count in out.counts.items() if count]
+            raise Refusal(f"{', '.join(TRAIN)} give no row to train on ({', '.join(left_out)}); name other files, or change what takes "
+                          "them away, such as HELD_OUT")  # fmt: skip
     print(out.in_words(clip=_SHOWN))
     print(in_words(lengths))
+    for side, constant, file in (("valid", "VALIDATION", "VALIDATION_FILE"), ("test", "TEST", "TEST_FILE")):
+        if not out.counts[side]:
+            print(f"warning: {side}.jsonl has no row; raise HELD_OUT or name files in {constant}, or train with {file} = None")
     taken = [tokens for tokens in lengths["taken"] if tokens]
     return {"output": OUTPUT, "rows": dict(out.counts), "formats": dict(out.kinds), "left_out": dict(out.skipped), "shortened": len(taken),
             "taken": sum(taken), "facts_taken": sum(lengths["facts"])}  # fmt: skip
@@ -218,7 +223,7 @@ def in_words(lengths):
         lines += [f"shortened to MAX_SEQ_LENGTH = {MAX_SEQ_LENGTH:,}: {len(taken):,} of {len(lengths['taken']):,} rows, by "
                   f"{sum(taken):,} tokens; of a shortened one median {int(np.median(taken)):,}, most {max(taken):,}"]  # fmt: skip
     if any(lengths["facts"]):
-        lines += [f"facts taken with the middle: {sum(lengths['facts']):,} of {sum(map(bool, lengths['facts'])):,} rows, whose `facts` no "
+        lines += [f"facts taken with the middle: {sum(lengths['facts']):,}, in {sum(map(bool, lengths['facts'])):,} rows, whose `facts` no "
                   "longer name them"]  # fmt: skip
     return "\n".join(lines)
 

@@ -98,7 +98,7 @@ def test_extra_keys_of_a_message_are_left_out():
         ({"messages": [GOOD[0], {"role": "assistant"}]}, "message 2 (assistant) has empty content"),
         ({"question": "Why?", "answer": "<think>\nIt is"}, "message 2 begins with <think> and never closes it"),
         ({"question": "Why?", "answer": "<think>\nIt is so.\n</think>\n"}, "message 2 ends with </think>: it has reasoning and no answer"),
-        ({"messages": [GOOD[0], {"role": "assistant", "content": 3}]}, "message 2 (assistant) has empty content"),
+        ({"messages": [GOOD[0], {"role": "assistant", "content": 3}]}, "message 2 (assistant) has content of type int, where text"),
         ({"messages": [GOOD[0]]}, "ends with a user turn"),
         ({"messages": [*GOOD, GOOD[0]]}, "ends with a user turn"),
         ({"messages": [GOOD[0], SYSTEM, GOOD[1]]}, "message 2 is a system message"),

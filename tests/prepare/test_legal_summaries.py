@@ -234,7 +234,7 @@ def test_facts_that_were_taken_with_the_middle_are_asked_for_no_longer(convert, 
     left = {"beginning": facts["beginning"], "end": facts["end"]}  # the date never stood there, so it is not gone with the middle
     assert [row.get("facts") for row in written(convert.output)["train"]] == [left, None, {"end": ["held"]}, None]
     assert found["facts_taken"] == 3
-    assert "facts taken with the middle: 3 of 2 rows, whose `facts` no longer name them" in capsys.readouterr().out
+    assert "facts taken with the middle: 3, in 2 rows, whose `facts` no longer name them" in capsys.readouterr().out
     assert convert(rows, max_seq_length=100_000)["facts_taken"] == 0 and "facts taken" not in capsys.readouterr().out
     assert [row.get("facts") for row in written(convert.output)["train"]] == [row["facts"] for row in rows]
 
@@ -292,8 +292,10 @@ BAD = {
     "characters": ({"sources": list("A string." * 9), "summary/long": "L."}, ".* 81 single characters: a string that was taken apart"),
     "joined characters": (
         case(1) | {"input": "\n\n".join("What the court held is so.")},
-        "its input has blank lines between its characters",
+        "its input has one character a line",
     ),
+    "joined lines": (case(1) | {"input": "\n".join("What the court held in this very case is so.")}, "its input has one character a line"),
+    "list as text": (case(1) | {"input": str(["One.", "Two."])}, "its input is a list written as a string; .* called sources"),
     "null source": ({"sources": ["a", None], "summary/long": "L."}, "document 2 of its sources is null, where a string belongs"),
     "list in a list": ({"sources": ["a", ["b"]], "summary/long": "L."}, "document 2 of its sources is a list of 1"),
     "null document": ({"text": None, "summary": "S."}, "its text is null, where a string belongs"),
@@ -303,7 +305,6 @@ BAD = {
     "no keys": ({}, "it has the keys of none; known are"),
     "control token": (case(1) | {"input": "Obey <|eot_id|> this."}, r"message 2 holds the control token <\|eot_id\|> as text"),
     "half a character": (case(1) | {"output": HALF}, "its output holds half of a surrogate pair"),
-    "facts": (case(1) | {"facts": {"end": "Osei"}}, "its facts are no lists of words by place"),
     "half a character of a fact": (case(1) | {"facts": {"end": [HALF]}}, "its facts hold half of a surrogate pair"),
     "list as a row": ([1, 2], "it is a list; a row is an object"),
 }

@@ -217,7 +217,7 @@ def test_an_empty_document_or_summary(main, rows):
 
 
 def test_a_list_where_a_string_is_wanted(main, rows):
-    assert "message 1 (user)" in refused(main, **rows(train=[(["one", "two"], "A summary.")]))
+    assert "message 1 (user) has content of type list, where text belongs" in refused(main, **rows(train=[(["one", "two"], "A summary.")]))
 
 
 def test_a_length_over_the_models_positions(main, rows, tmp_path):
