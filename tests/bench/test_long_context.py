@@ -32,6 +32,7 @@ def call(script, *flags, cwd=None):
     return subprocess.run([sys.executable, BENCH / script, *flags], cwd=cwd, capture_output=True, text=True)
 
 
+@pytest.mark.soak
 def test_quick_measures_both_sides(tmp_path):
     done = call("long_context_memory.py", "--quick", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
