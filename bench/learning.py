@@ -81,8 +81,7 @@ def table(results, facts):
     ]  # fmt: skip
     for seed, found in results.items():
         for model in ("base", "final_model"):
-            figures = (found[model][metric] for metric in ("loss", "rougeL", "numbers"))
-            cells = [f"{f['mean']:.2f} [{f['low']:.2f}, {f['high']:.2f}]" for f in figures]
+            cells = [cell(found[model][metric]) for metric in ("loss", "rougeL", "numbers")]
             verdict = "" if model == "base" else "apart" if apart(found) else "overlap"
             lines.append(f"| {seed} | {found['rows']}, {found['groups']} | {model} | {' | '.join(cells)} | {verdict} |")
     lines += [
@@ -106,9 +105,13 @@ def long_table(results):
     for seed, found in results.items():
         for model in ("base", "final_model"):
             keys = (*(AT + place for place in ("beginning", "middle", "end")), "rougeL", "stopped")
-            cells = [f"{f['mean']:.2f} [{f['low']:.2f}, {f['high']:.2f}]" for f in (found[model][key] for key in keys)]
+            cells = [cell(found[model][key]) for key in keys]
             lines.append(f"| {seed} | {found['rows']} | {model} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def cell(figure):
+    return f"{figure['mean']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
 def machine():

@@ -137,10 +137,10 @@ def parse(raw, file, number, split_by="id"):
     topics = content.get("topics")
     topics = [str(t) for t in topics] if isinstance(topics, list) else []
     group = group_of(content, row_id, messages, split_by)
-    return Row(row_id, group, messages, str(file), number, topics, _facts(content), _document(content)), kind
+    return Row(row_id, group, messages, str(file), number, topics, facts_of(content), _document(content)), kind
 
 
-def _facts(content):
+def facts_of(content):
     """The row's facts, {place: [words]}; {} where its field of that name is something else, which is none of ours."""
     facts = content.get("facts")
     if not isinstance(facts, dict):

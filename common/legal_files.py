@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
+from common import chat_rows
 from common.json_object import kind
 from common.refusal import Refusal
 
@@ -157,7 +158,7 @@ def _case(row, wanted):
         document = _string(row[key], f"its {key}", source)
     missing = tuple(name for name in keys if source == "Multi-LexSum" and row.get(name) is None)
     summaries = {name: _string(row[name], f"its {name}", source) for name in keys if name not in missing}
-    return Case(source, document, summaries, missing, _facts(row.get("facts") or {}))
+    return Case(source, document, summaries, missing, _facts(row))
 
 
 def _parsed(line):
@@ -220,11 +221,7 @@ def _joined(sources):
     return SEPARATOR.join(text.strip() for text in texts if text.strip())
 
 
-def _facts(facts):
-    if isinstance(facts, dict):  # a table's row has all places of the table, null where it has no words
-        facts = {place: words for place, words in facts.items() if words is not None}
-    lists = facts.values() if isinstance(facts, dict) else [None]
-    if not all(isinstance(words, list) and all(isinstance(word, str) and word.strip() for word in words) for words in lists):
-        return {}  # somebody else's field of that name, as common/chat_rows.py takes it
+def _facts(row):
+    facts = chat_rows.facts_of(row)
     _refuse_half_pairs(json.dumps(facts, ensure_ascii=False), "its facts hold")
     return facts

@@ -56,8 +56,12 @@ def of(directory, dimensions):
     """`Positions` of the config.json in `directory`; where there is none on this machine, of the model's `Dimensions`."""
     path = Path(directory or "") / "config.json"
     if directory and path.is_file():
-        return of_config(json_object.read(path, "save the model's whole config.json there"), path)
+        return _of_file(path)
     return Positions(dimensions.max_position_embeddings, dimensions.max_position_embeddings, None, {})
+
+
+def _of_file(path):
+    return of_config(json_object.read(path, "save the model's whole config.json there"), path)
 
 
 def require(directory, max_seq_length, model_name):
@@ -69,7 +73,7 @@ def require(directory, max_seq_length, model_name):
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise Refusal(f"{directory} has no config.json, so it is no model; an adapter is gone on from by its run: --resume-from-checkpoint")
-    found = of_config(json_object.read(path, "save the model's whole config.json there"), path)
+    found = _of_file(path)
     require_length(found, max_seq_length, model_name)
     if not found.scaling:
         return None, None
