@@ -158,13 +158,25 @@ class Checkpoints(TrainerCallback):
 
     # The end
 
-    def _stop(self, stop):
-        """Save the last optimiser step as it was when it ended, upload it, say how to go on; ends the process."""
+    def can_repeat_step(self):
+        """Whether what failed was a micro-batch of one process, before which the weights are still those of the last step."""
+        return self.between.in_micro_batch() and self.trainer.args.world_size == 1 and not self.trainer.is_deepspeed_enabled
+
+    def last_step(self, stop=None):
+        """The checkpoint of the last optimiser step as it was when it ended, saved where it is not yet; None before the first step."""
         trainer, state = self.trainer, self.trainer.state
         directory = self.run.path / f"checkpoint-{state.global_step}"
         if state.global_step and not launch.rank_0_decides(lambda: manifest.exists(directory)):
-            self.between.drop_unfinished_step(stop)
+            self.between.drop_unfinished_step(stop or stopping.Stop())
             trainer._save_checkpoint(trainer.model_wrapped, None)
+            if stop is None and not manifest.exists(directory):
+                raise Refusal(f"memory ran out after step {state.global_step}, and {directory.name} could not be saved for lack of room on "
+                              f"the disk. Free some there; {self.command()} goes on from the one before it")  # fmt: skip
+        return directory if state.global_step else None
+
+    def _stop(self, stop):
+        """Save the last step, upload it, say how to go on; ends the process."""
+        self.last_step(stop)
         if is_rank_0():
             self.end_resumable(signals.requested())
         launch.exit_together()

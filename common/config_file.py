@@ -8,8 +8,10 @@ from common.declarations import article, known
 from common.refusal import Refusal
 
 
-def read(path, annotations):
+def read(path, annotations, aliases=()):
     """{constant: value} of a YAML or JSON file, unchecked. Sections are dropped or joined: `lora: {r: 16}` is LORA_R.
+
+    aliases: {other name that a key may have: constant}.
 
     Raises `Refusal` for an unreadable file, a key that is none of `annotations`, and what is said twice.
     """
@@ -37,17 +39,18 @@ def read(path, annotations):
         raise Refusal(f"--config {path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict | types.NoneType):
         raise Refusal(f"--config {path} holds {article(type(content).__name__)} {type(content).__name__}; it must hold names with values")
-    found = {}
+    found, names = {}, {**dict.fromkeys(annotations), **dict(aliases)}
 
     def walk(section, mapping):
         for key, value in mapping.items():
             name = str(key).upper()
             joined = f"{section}_{name}".upper() if section else name
-            name = name if name in annotations else joined if joined in annotations else name
-            if name not in annotations and isinstance(value, dict):
+            name = name if name in names else joined if joined in names else name
+            if name not in names and isinstance(value, dict):
                 walk(str(key), value)
                 continue
-            known(name, annotations, f"{path} has the key {key!r}" + (f" in {section!r}" if section else ""))
+            known(name, names, f"{path} has the key {key!r}" + (f" in {section!r}" if section else ""))
+            name = names[name] or name
             if name in found:
                 raise Refusal(f"{path} sets {name} twice; keep one of them")
             found[name] = value

@@ -41,6 +41,13 @@ class Resolved(switches.Switches):
         typed = [flag for flag in self.argv if not flag.startswith("--local")]  # the launcher's
         return shlex.join(["python", f"recipes/{self.recipe}.py", *typed])
 
+    def decide(self, namespace, why, **values):
+        """Give constants that are None these values, in the recipe's `globals()` too; why: where they come from, for the table."""
+        for name, value in values.items():
+            if self.values[name] is None:
+                self.values[name] = namespace[name] = value
+                self.origins[name] = why
+
     def show(self):
         """The table printed once at the start; what did not come from the file says from where."""
         width = max(map(len, self.values))
@@ -61,19 +68,20 @@ def resolve(namespace, overrides=None):
     original = namespace.setdefault("_CONSTANTS_IN_FILE", {n: namespace[n] for n in annotations})
     script = Path(namespace["__file__"])
     argv = sys.argv[1:] if namespace["__name__"] == "__main__" else None
-    given, typed = {}, {}
+    given, typed, aliases = {}, {}, namespace.get("ALIASES", {})  # other names of constants, as flags and in config files
     if argv is not None:
-        given, typed = flags.read(argv, annotations, original, script, namespace.get("__doc__") or "")
+        given, typed = flags.read(argv, annotations, original, script, namespace.get("__doc__") or "", aliases)
     names = [switch.name for switch in switches.available(annotations)]
     for key, value in (overrides or {}).items():
         if key.lower() in names:
             given[key.lower()] = value
         else:
-            typed[known(key.upper(), [*annotations, *map(str.upper, names)], f"main() has no argument {key!r}")] = value
+            name = known(key.upper(), [*annotations, *aliases, *map(str.upper, names)], f"main() has no argument {key!r}")
+            typed[aliases.get(name, name)] = value
     asked = switches.read(given)
 
     values, origins = dict(original), dict.fromkeys(original, "file")
-    sources = [("config", config_file.read(asked.config, annotations)), ("flag", typed)]
+    sources = [("config", config_file.read(asked.config, annotations, aliases)), ("flag", typed)]
     if asked.tiny:
         sources.insert(0, ("tiny", namespace.get("TINY", {})))
     for origin, found in sources:

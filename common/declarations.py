@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from common.refusal import Refusal
 
 FINITE = ConfigDict(allow_inf_nan=False)
+TABLES = ("TINY", "ALIASES", "GPU_PRESETS")  # capitals that are about constants and none themselves
 
 
 def annotations(namespace):
@@ -21,7 +22,7 @@ def annotations(namespace):
     Raises `Refusal` for a capital without a type.
     """
     found = {n: a for n, a in _annotated(namespace).items() if n.isupper()}
-    missing = [n for n in namespace if n.isupper() and not n.startswith("_") and n not in found and n != "TINY"]
+    missing = [n for n in namespace if n.isupper() and not n.startswith("_") and n not in found and n not in TABLES]
     if missing:
         raise Refusal(f"{missing[0]} has no type; a constant is written NAME: type = value, for example {missing[0]}: int = 1")
     return found
@@ -48,11 +49,19 @@ def nearest(name, names):
 
 
 def checked(name, value, annotation):
-    """`value` as the annotation wants it. Text is converted ("2e-4" is a number, also in YAML); nothing else is.
+    """`value` as the annotation wants it. Text is converted ("2e-4" is a number, also in YAML); of names without weights each has 1;
+    yes and no are "true" and "none" where these are words to choose from. Nothing else is converted.
 
     Raises `Refusal` with the name, what was given and what is wanted.
     """
-    if isinstance(value, str):
+    words = _words(annotation)
+    if {"true", "none"} <= set(words) and str(value).lower() in ("true", "false"):
+        value = "true" if str(value).lower() == "true" else "none"
+    if value is False and "no" in words:  # as YAML reads it without quotes
+        value = "no"
+    if isinstance(value, list) and all(isinstance(name, str) for name in value) and typing.get_origin(annotation) is dict:
+        value = dict.fromkeys(value, 1.0)
+    if isinstance(value, str) and value not in words:
         value = _parse(value, annotation)
     elif isinstance(value, dict):
         value = {k: _number(v) if isinstance(v, str) else v for k, v in value.items()}
@@ -97,9 +106,18 @@ def wanted_type(annotation, inner=False):
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(annotation, str(annotation))
 
 
+def _options(annotation):
+    return typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
+
+
+def _words(annotation):
+    """The words that an annotation lets one choose from; none where it is of another kind."""
+    return [word for option in _options(annotation) if typing.get_origin(option) is typing.Literal for word in typing.get_args(option)]
+
+
 def _parse(text, annotation):
     """Text from a shell or a config file, as the list, mapping or none that the annotation admits."""
-    options = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
+    options = _options(annotation)
     if type(None) in options and text.lower() in ("none", "null", ""):
         return None
     for option in options:
@@ -109,11 +127,13 @@ def _parse(text, annotation):
                 return json.loads(text)
             except json.JSONDecodeError:
                 return text
+        if origin is list and text.lower() == "none":
+            return []
         if origin is list:
             return [part.strip() for part in text.split(",") if part.strip()]
-        if origin is dict and "=" in text:
+        if origin is dict:
             pairs = (part.rsplit("=", 1) for part in text.split(",") if part.strip())
-            return {p[0].strip(): _number(p[1]) if len(p) == 2 else None for p in pairs}
+            return {p[0].strip(): _number(p[1]) if len(p) == 2 else 1.0 for p in pairs}
     return text
 
 

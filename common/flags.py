@@ -15,8 +15,10 @@ class _Parser(argparse.ArgumentParser):
         raise Refusal(f"{message}; see --help")
 
 
-def read(argv, annotations, original, script, doc):
+def read(argv, annotations, original, script, doc, aliases=()):
     """({switch: value}, {constant: text}) of a command line, unchecked; what was not typed is in neither. --help prints and exits.
+
+    aliases: {other name that a flag may have: constant}.
 
     Raises `Refusal` for a flag that there is not, and for one without its value.
     """
@@ -38,11 +40,14 @@ def read(argv, annotations, original, script, doc):
             group = parser.add_argument_group(section)
         text = f"{comment} [{in_words(original[name])}]".replace("%", "%%")
         options = {"dest": name, "metavar": "VALUE", "help": text}
-        if annotation is bool:
-            group.add_argument(*_spellings(name), nargs="?", const="true", **options)
-            group.add_argument(switches.flag(f"no_{name}"), dest=name, action="store_const", const="false", help=argparse.SUPPRESS)
+        names = [name, *_aliases_of(name, aliases)]
+        spelled = [spelling for one in names for spelling in _spellings(one)]
+        if annotation in (bool, bool | None):
+            group.add_argument(*spelled, nargs="?", const="true", **options)
+            group.add_argument(*(switches.flag(f"no_{one}") for one in names), dest=name, action="store_const", const="false",
+                               help=argparse.SUPPRESS)  # fmt: skip
         else:
-            group.add_argument(*_spellings(name), **options)
+            group.add_argument(*spelled, **options)
     known, unknown = parser.parse_known_args(argv)
     if "help" in known:
         parser.print_help()
@@ -55,12 +60,17 @@ def read(argv, annotations, original, script, doc):
         raise Refusal(f"there is no flag {flag}{nearest(flag, flags)}; see --help")
     typed = [word.split("=")[0] for word in argv if word.startswith("--")]
     lists = [name for name, annotation in annotations.items() if typing.get_origin(annotation) in (list, dict)]
-    twice = next((name for name in lists if sum(typed.count(spelling) for spelling in _spellings(name)) > 1), None)
+    spelled = {name: [*_spellings(name), *(s for alias in _aliases_of(name, aliases) for s in _spellings(alias))] for name in lists}
+    twice = next((name for name in lists if sum(map(typed.count, spelled[name])) > 1), None)
     if twice:  # of others the last one counts, as everywhere; lists are thought to add up
         raise Refusal(f"{switches.flag(twice)} is given twice, and only one counts; give it once, with commas: a,b")
     found = vars(known)
     found.pop("local_rank", None)
     return {switch.name: found.pop(switch.name) for switch in found_here if switch.name in found}, found
+
+
+def _aliases_of(name, aliases):
+    return [alias for alias, constant in dict(aliases).items() if constant == name]
 
 
 def _spellings(name):

@@ -5,6 +5,7 @@ from common.refusal import Refusal
 
 WARMUP = 0.1  # of the steps, where the constant leaves it open
 LONGEST_WARMUP = 100  # steps
+EVERY = 100  # steps between evaluations, and between checkpoints, where the constants leave it open
 QUARTERS = 4  # evaluations and checkpoints of a run that is too short for its intervals
 
 
@@ -32,3 +33,24 @@ def fit(steps, warmup_steps, eval_steps, save_steps):
             said.append(f"{name.upper()} is {short} in place of {found[name]}, which {steps:,} steps do not reach twice")
             found[name] = short
     return found, said
+
+
+def place(trainer, save_strategy, save_steps, eval_strategy, eval_steps):
+    """Set the trainer's save_steps and eval_steps; what was not as the constants say, in sentences.
+
+    A strategy is "no", "steps" or "epoch", which comes in steps too: those of an epoch. None steps are `EVERY`. Where the best saved step
+    is to be chosen, every save has an evaluation.
+    """
+    args, rows = trainer.args, len(trainer.train_dataset)
+    rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    there_are, epoch = steps(rows, rows_per_step, args.num_train_epochs, args.max_steps), steps(rows, rows_per_step, 1, -1)
+    evaluates = args.eval_strategy != "no"
+    by_steps = {"eval": (eval_steps or EVERY) if evaluates and eval_strategy == "steps" else None,
+                "save": (save_steps or EVERY) if save_strategy == "steps" else None}  # fmt: skip
+    fitted, said = fit(there_are, 0, by_steps["eval"], by_steps["save"])
+    args.save_steps, args.eval_steps = fitted["save_steps"] or epoch, fitted["eval_steps"] or (epoch if evaluates else None)
+    if args.load_best_model_at_end and args.save_steps % args.eval_steps:
+        said.append(f"EVAL_STEPS is {args.save_steps}, as SAVE_STEPS, in place of {args.eval_steps}: a checkpoint without its held-out loss "
+                    "could not be the best")  # fmt: skip
+        args.eval_steps = args.save_steps
+    return said

@@ -18,14 +18,25 @@ def advice(**constants):
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, the CPU allocator's has no type
-        text = str(error)
-        if not (type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in text or "out of memory" in text):
+        if not ran_out(error):
             raise
         first = [in_words(constants, rungs[0]) for rungs in ladders(constants)]
         if constants.get("PER_DEVICE_EVAL_BATCH_SIZE", 1) > 1:
             first.insert(0, in_words(constants, {"PER_DEVICE_EVAL_BATCH_SIZE": 1}) + ", if it happened in an evaluation")
         first = first or ["take a smaller model or a larger GPU; every constant is at its smallest"]
         raise Refusal("out of memory. Change in this order, one at a time:\n" + "\n".join(f"  {c}" for c in first)) from error
+
+
+def ran_out(error):
+    """Whether an exception says that there was no memory left, on a GPU or on the host."""
+    text = str(error)
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in text or "out of memory" in text
+
+
+def smaller_batch(constants):
+    """The next smaller micro-batch of the same rows a step, {PER_DEVICE_TRAIN_BATCH_SIZE, GRADIENT_ACCUMULATION_STEPS}; None at one row."""
+    first = next(iter(ladders(constants)), [{}])[0]
+    return first if "GRADIENT_ACCUMULATION_STEPS" in first else None
 
 
 def ladders(constants):

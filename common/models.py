@@ -26,11 +26,13 @@ def quiet():
         disable_progress_bar()
 
 
-def load(name, max_seq_length, load_in_4bit, revision=None, gradient_checkpointing="unsloth", tiled_mlp=False, rope_scaling=None):
+def load(name, max_seq_length, load_in_4bit, revision=None, gradient_checkpointing="unsloth", tiled_mlp=False, rope_scaling=None,
+         dtype=None):  # fmt: skip
     """(model, tokenizer) through Unsloth. `name` may be an adapter directory: its base is loaded and the adapter goes on.
 
-    4 bit is NF4 with double quantisation and bf16 compute. tiled_mlp: the MLP some thousand tokens at a time, on a GPU alone.
-    rope_scaling: what `positions.require` found. Never pass a device map: ranks and ZeRO place the weights.
+    4 bit is NF4 with double quantisation. tiled_mlp: the MLP some thousand tokens at a time, on a GPU alone. rope_scaling: what
+    `positions.require` found. dtype: of 16-bit weights and of what is computed; none is bf16. Never pass a device map: ranks and ZeRO
+    place the weights.
     """
     import torch
     from unsloth import FastLanguageModel
@@ -38,7 +40,7 @@ def load(name, max_seq_length, load_in_4bit, revision=None, gradient_checkpointi
     scaling = {"rope_scaling": dict(rope_scaling)} if rope_scaling else {}
     try:
         model, tokenizer = FastLanguageModel.from_pretrained(
-            model_name=name, max_seq_length=max_seq_length, dtype=torch.bfloat16, load_in_4bit=load_in_4bit, full_finetuning=False,
+            model_name=name, max_seq_length=max_seq_length, dtype=dtype or torch.bfloat16, load_in_4bit=load_in_4bit, full_finetuning=False,
             revision=revision, use_gradient_checkpointing=CHECKPOINTING[gradient_checkpointing], trust_remote_code=False,
             use_exact_model_name=True,  # else Unsloth takes a pre-quantised copy, into which nothing can be merged in 16 bit
             unsloth_tiled_mlp=tiled_mlp, **scaling,
@@ -88,12 +90,13 @@ def require_bf16():
         raise Refusal(f"{name} has no bf16, in which this recipe trains; take an Ampere GPU or newer (RTX 30, A100, L4, H100)")
 
 
-def require_fp16():
-    """Refuse fp16 on a CPU, where DeepSpeed does not scale a loss."""
+def require_fp16(constant="PRECISION"):
+    """Refuse fp16 on a CPU, where no loss is scaled. constant: PRECISION or FP16, which asks for it."""
     import torch
 
     if not torch.cuda.is_available():
-        raise Refusal('PRECISION is "fp16", which is for GPUs older than bf16, and there is no GPU here; set PRECISION = "bf16"')
+        asked, fix = {"PRECISION": ('"fp16"', 'PRECISION = "bf16"'), "FP16": ("True", "FP16 = False and BF16 = True")}[constant]
+        raise Refusal(f"{constant} is {asked}, which is for GPUs older than bf16, and there is no GPU here; set {fix}")
 
 
 def add_lora(model, r, lora_alpha, lora_dropout, target_modules, gradient_checkpointing="unsloth", seed=42, revision=None):

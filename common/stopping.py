@@ -33,6 +33,7 @@ class Between(TrainerCallback):
         self.trainer = trainer
         self.resumed = {}  # what `position` gave when the checkpoint was written that is resumed
         self.random = self.clean = None
+        self.updating = False  # the optimiser may have changed some of the weights
         self.evaluation_due = False
         self.evaluate_plainly = trainer.evaluate
         trainer.evaluate = self.evaluate
@@ -104,14 +105,21 @@ class Between(TrainerCallback):
         counters = getattr(trainer, "_total_train_tokens", 0), metrics
         self.clean = (trainer._tr_loss.clone(), state.num_input_tokens_seen, trainer.current_flos, *counters)
 
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.updating = True
+
     def on_substep_end(self, args, state, control, **kwargs):
         self._heed_signals()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.random, self.clean = random_state(), None
+        self.random, self.clean, self.updating = random_state(), None, False
 
     def on_prediction_step(self, args, state, control, **kwargs):
         self._heed_signals(evaluating=True)
+
+    def in_micro_batch(self):
+        """Whether a step has begun whose optimiser has not."""
+        return self.clean is not None and not self.updating
 
     def _heed_signals(self, evaluating=False):
         if launch.agree(signals.requested() is not None):

@@ -76,6 +76,16 @@ KNOWN = {
         rope_theta=1_000_000.0,
         num_hidden_layers=3,
     ),
+    "tiny-qwen2": Tiny(
+        family="qwen2",
+        template="qwen2_5",
+        special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        begin=None,
+        pad="<|endoftext|>",
+        end_of_turn="<|im_end|>",
+        texts=("base_prose.txt", "base_chats.jsonl"),
+        rope_theta=1_000_000.0,
+    ),
     "tiny-qwen3": Tiny(  # can find facts in 300 tokens and, though it has positions for 8,192, in no more
         family="qwen3",
         template="qwen3_instruct_2507",
@@ -191,8 +201,8 @@ def _train_tokenizer(tiny, prose, chats):
 
 
 def _training_ids(tokenizer, prose, chats):
-    """One stream of ids: prose by line and chats in turn, each behind a BOS."""
-    pieces = [tokenizer.bos_token + line for line in prose]
+    """One stream of ids: prose by line and chats in turn, each behind a BOS, prose without one behind the padding token."""
+    pieces = [(tokenizer.bos_token or tokenizer.pad_token) + line for line in prose]
     pieces += [chat_text.render(tokenizer, chat) for chat in chats for _ in range(2)]
     random.Random(0).shuffle(pieces)
     return [i for ids in tokenizer(pieces, add_special_tokens=False)["input_ids"] for i in ids]

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,9 +96,11 @@ def test_a_flag_beats_the_config_beats_tiny_beats_the_file(run, config):
     assert resolved.default_run_name == "example_tiny"
 
 
-def test_names_with_values_are_typed_as_the_refusal_of_a_bare_path_shows(run):
-    example = refusal(run, "--train-files", "my.jsonl").split("such as ")[1].rstrip(". ")
+def test_names_with_values_are_typed_as_their_refusal_shows(run):
+    example = refusal(run, train_files=3).split("such as ")[1].rstrip(". ")
     assert run("--train-files", example)[0]["TRAIN_FILES"] == {"path": 1.0, "other": 0.5}
+    assert run("--train-files", "one.jsonl,two.jsonl=0.5")[0]["TRAIN_FILES"] == {"one.jsonl": 1.0, "two.jsonl": 0.5}
+    assert run(train_files=["one.jsonl"])[0]["TRAIN_FILES"] == {"one.jsonl": 1.0}
 
 
 def test_keywords_of_main_are_flags_in_either_case(run):
@@ -142,7 +145,7 @@ def test_a_json_config(run, config):
         ("learning_rate: .inf\n", ["LEARNING_RATE is inf", "a number above 0", "finite"]),
         ("learning_rate: .nan\n", ["LEARNING_RATE is nan"]),
         ("train_files:\n  a.jsonl: .inf\n", ["TRAIN_FILES['a.jsonl'] is inf", "finite"]),
-        ("train_files: my.jsonl\n", ["TRAIN_FILES is 'my.jsonl'; it must be names with values, each", "such as path=1.0"]),
+        ("train_files: 3\n", ["TRAIN_FILES is 3, an int; it must be names with values, each", "such as path=1.0"]),
         ("- 1\n- 2\n", ["a list", "names with values"]),
         ("lora_r: [\n", ["neither YAML nor JSON"]),
         ("lora_r: 1.5\n", ["LORA_R is 1.5", "a whole number above 0"]),
@@ -351,3 +354,45 @@ except SystemExit as stopped:
     assert run.stdout.splitlines()[-1] == f"ENDED {code} []", run.stderr
     if code:
         assert "there is no flag --learning-rte; the nearest is --learning-rate" in run.stderr
+
+
+# Other names, and words for yes and no
+
+ALIASED = RECIPE + '''
+GRADIENT_CHECKPOINTING: Literal["unsloth", "true", "none"] | None = None
+EVAL_STRATEGY: Literal["no", "steps"] = "steps"
+LOAD_IN_4BIT: bool | None = None
+REPORT_TO: list[Literal["tensorboard", "wandb"]] = ["wandb"]
+ALIASES = {"USE_QLORA": "LOAD_IN_4BIT", "LORA_RANK": "LORA_R", "TRAIN_FILE": "TRAIN_FILES"}
+'''
+
+
+def test_other_names_are_keys_flags_and_keywords(run, config):
+    namespace, _ = run(config("model: {use_qlora: false}\nlora: {rank: 8}\ndata: {train_file: my.jsonl}\n"), source=ALIASED)
+    assert (namespace["LOAD_IN_4BIT"], namespace["LORA_R"], namespace["TRAIN_FILES"]) == (False, 8, {"my.jsonl": 1.0})
+    for flags, wanted in ((["--use-qlora"], True), (["--no-use-qlora"], False), (["--no-load-in-4bit"], False), ([], None)):
+        assert run(*flags, source=ALIASED)[0]["LOAD_IN_4BIT"] is wanted
+    assert run("--lora-rank", "2", source=ALIASED)[0]["LORA_R"] == run(lora_rank=2, source=ALIASED)[0]["LORA_R"] == 2
+    with pytest.raises(Refusal, match="sets LORA_R twice"):
+        run(config("lora_rank: 8\nlora_r: 8\n"), source=ALIASED)
+    with pytest.raises(Refusal, match="the nearest is LORA_RANK"):
+        run(config("lora_ranks: 8\n"), source=ALIASED)
+    with pytest.raises(Refusal, match="--train-files is given twice"):
+        run("--train-files", "a.jsonl", "--train-file", "b.jsonl", source=ALIASED)
+
+
+def test_yes_and_no_are_words_where_there_are_such(run, config):
+    for given, wanted in (("true", "true"), ("false", "none"), ("none", "none"), ("unsloth", "unsloth")):
+        assert run(config(f"gradient_checkpointing: {given}\n"), source=ALIASED)[0]["GRADIENT_CHECKPOINTING"] == wanted
+        assert run("--gradient-checkpointing", given, source=ALIASED)[0]["GRADIENT_CHECKPOINTING"] == wanted
+    assert run(gradient_checkpointing=False, source=ALIASED)[0]["GRADIENT_CHECKPOINTING"] == "none"
+    assert run(config("eval_strategy: no\nreport_to: none\n"), source=ALIASED)[0]["EVAL_STRATEGY"] == "no"
+    assert run(config("report_to: tensorboard\n"), source=ALIASED)[0]["REPORT_TO"] == ["tensorboard"]
+    assert run("--report-to", "none", source=ALIASED)[0]["REPORT_TO"] == []
+
+
+def test_what_is_decided_later_fills_what_is_none(run):
+    namespace, resolved = run(source=ALIASED)
+    resolved.decide(namespace, "the GPU's row", LOAD_IN_4BIT=True, LORA_R=64)
+    assert namespace["LOAD_IN_4BIT"] is resolved.values["LOAD_IN_4BIT"] is True and namespace["LORA_R"] == 16
+    assert re.search(r"LOAD_IN_4BIT +True +<- the GPU's row", resolved.show())

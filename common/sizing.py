@@ -1,0 +1,66 @@
+"""Constants that the machine decides: the row of a recipe's GPU_PRESETS for the GPU found, or what the run that goes on had.
+
+The first row, under the key "GPU", names the constants; the others have their values, by the names that `accelerators` knows.
+"""
+
+from common import accelerators
+from common.refusal import Refusal
+
+BATCH = ("PER_DEVICE_TRAIN_BATCH_SIZE", "GRADIENT_ACCUMULATION_STEPS")
+ALIKE = 0.97  # of a row's memory: firmware and error correction keep a little more of one GPU than of another
+
+
+def decide(settings, namespace, presets, own_gpu, checkpoint=None):
+    """Give the constants of the table that are None their values; a sentence that says which row that is and why, None where none is.
+
+    settings: the `Resolved` ones; namespace: the recipe's globals(); own_gpu: planned for where no GPU is found; checkpoint: manifest of
+    what is resumed, whose values come first, a micro-batch that had to shrink included. Raises `Refusal` where there is no GPU to go by.
+    """
+    if checkpoint:
+        _as_before(settings, namespace, presets, checkpoint)
+    if None not in (settings.values[name] for name in presets["GPU"]):
+        return None
+    if settings.gpus:
+        gpu = accelerators.parse(settings.gpus)[1]
+    elif found := accelerators.found():
+        gpu = found[1]
+    elif settings.plan:
+        gpu = accelerators.parse(own_gpu)[1]
+    else:
+        left = ", ".join(name for name in presets["GPU"] if settings.values[name] is None)
+        raise Refusal(f"no GPU was found here, by which {left} would be chosen; --tiny runs the same code on a CPU, --plan computes what a "
+                      "GPU needs for it, and a value for each of them starts all the same")  # fmt: skip
+    name, why = row_for(gpu, presets)
+    row, origin = dict(zip(presets["GPU"], presets[name], strict=True)), f'GPU_PRESETS["{name}"]'
+    rows = row[BATCH[0]] * row[BATCH[1]]
+    for given, other in (BATCH, BATCH[::-1]):  # as many rows a step where one of the two is given
+        if settings.values[given] is not None:
+            settings.decide(namespace, f"{rows} rows a step as in {origin}", **{other: max(1, rows // settings.values[given])})
+    settings.decide(namespace, origin, **row)
+    return f"{gpu.name}, {gpu.memory_gib:.1f} GiB: {why}"
+
+
+def row_for(gpu, presets):
+    """(name of the row for an `Accelerator`, why that one): its own, else the largest that has no more memory, else the smallest."""
+    memory = {name: accelerators.parse(name)[1].memory_gib for name in presets if name != "GPU"}
+    kind = gpu.name.split(" (")[0]  # of several kinds the smallest, with the others in brackets
+    if kind in memory:
+        return kind, f"the row {kind} of GPU_PRESETS"
+    smaller = [name for name in memory if ALIKE * memory[name] <= gpu.memory_gib]
+    if smaller:
+        name = max(smaller, key=memory.get)
+        return name, f"no row of its own in GPU_PRESETS, so that of the {name}, the largest that has no more memory"
+    name = min(memory, key=memory.get)
+    return name, f"less memory than any row of GPU_PRESETS; that of the {name} is tried"
+
+
+def _as_before(settings, namespace, presets, checkpoint):
+    """What the run had where nothing else is said; and its micro-batch, where AUTO_BATCH shrank it from what is said."""
+    before, origin = checkpoint["constants"], f"checkpoint-{checkpoint['step']}"
+    settings.decide(namespace, origin, **{name: before[name] for name in presets["GPU"] if name in before})
+    now = [settings.values[name] for name in BATCH]
+    then = [before.get(name) for name in BATCH]
+    if settings.values["AUTO_BATCH"] and None not in then and now != then and now[0] * now[1] == then[0] * then[1] and then[0] < now[0]:
+        for name, value in zip(BATCH, then, strict=True):
+            settings.values[name] = None
+            settings.decide(namespace, f"{origin}, shrunk for lack of memory", **{name: value})
