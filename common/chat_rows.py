@@ -117,6 +117,11 @@ def bad_row_refusal(bad):
 
 def parse(raw, file, number, split_by="id"):
     """(Row, format name) of one line of bytes; raises `BadRow`."""
+    return row_of(content_of(raw), file, number, split_by)
+
+
+def content_of(raw):
+    """The JSON object that a line of bytes holds, as a dict of whatever keys; raises `BadRow`."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -130,7 +135,15 @@ def parse(raw, file, number, split_by="id"):
     if not isinstance(content, dict):
         raise BadRow(f"it is a JSON {type(content).__name__}; a row is an object")
     if "\\ud" in text or "\\uD" in text:
-        _refuse_half_pairs(content)
+        refuse_half_pairs(content)
+    return content
+
+
+def row_of(content, file, number, split_by="id"):
+    """(Row, format name) of a row that was read from JSON, a table or elsewhere: a dict whose text has no half surrogate pairs.
+
+    number: of its line, or of the row where a file has no lines. Raises `BadRow`.
+    """
     kind, messages = _messages(content)
     messages = check(messages)
     row_id = str(content["id"]) if _has_id(content) else f"{Path(file).stem}:{number}"
@@ -208,7 +221,8 @@ def check(messages):
     return plain
 
 
-def _refuse_half_pairs(content):
+def refuse_half_pairs(content):
+    """`BadRow` where text in what `json` has read cannot be written as UTF-8."""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -118,4 +118,4 @@ def workload(job, counts):
     else:
         padding = token_counts.padding_share(counts, job.per_device_train_batch_size, job.gpus, job.seed)
         rows, computed, waste = counts.rows, counts.tokens / (1 - padding), f"{padding:.1%} padding in rows grouped by length"
-    return plan.Workload(rows, counts.tokens, computed, attended, counts.validation_tokens, waste, counts.source)
+    return plan.Workload(rows, counts.tokens, computed, attended, counts.validation_tokens, waste, counts.source, counts.rows)

@@ -35,6 +35,15 @@ def fit(steps, warmup_steps, eval_steps, save_steps):
     return found, said
 
 
+def require(save_strategy, save_steps, eval_strategy, eval_steps):
+    """`Refusal` for steps between checkpoints beside a strategy that has none; sentences on what is not used."""
+    if save_strategy == "epoch" and save_steps:
+        raise Refusal(f'SAVE_STRATEGY is "epoch" and SAVE_STEPS is {save_steps}; a checkpoint comes after each epoch or after so many '
+                      'steps: leave SAVE_STEPS out (none), or set SAVE_STRATEGY = "steps"')  # fmt: skip
+    unused = eval_steps and eval_strategy != "steps"
+    return [f'EVAL_STEPS = {eval_steps} is not used: EVAL_STRATEGY is "{eval_strategy}"'] if unused else []
+
+
 def place(trainer, save_strategy, save_steps, eval_strategy, eval_steps):
     """Set the trainer's save_steps and eval_steps; what was not as the constants say, in sentences.
 
@@ -50,7 +59,7 @@ def place(trainer, save_strategy, save_steps, eval_strategy, eval_steps):
     fitted, said = fit(there_are, 0, by_steps["eval"], by_steps["save"])
     args.save_steps, args.eval_steps = fitted["save_steps"] or epoch, fitted["eval_steps"] or (epoch if evaluates else None)
     if args.load_best_model_at_end and args.save_steps % args.eval_steps:
-        said.append(f"EVAL_STEPS is {args.save_steps}, as SAVE_STEPS, in place of {args.eval_steps}: a checkpoint without its held-out loss "
-                    "could not be the best")  # fmt: skip
+        said.append(f"EVAL_STEPS is {args.save_steps}, as SAVE_STEPS, in place of {args.eval_steps}: a checkpoint without its held-out "
+                    "loss could not be the best")  # fmt: skip
         args.eval_steps = args.save_steps
     return said

@@ -1,10 +1,10 @@
-"""The model card (README.md) that is saved beside a model: what it is, what it was trained on, how good it is, how to load it."""
+"""The model card (README.md) that is saved beside a model: what it is, what it was trained on, how good it is, how to load and serve it."""
 
 import os
 import re
 from pathlib import Path
 
-from common import judgement, measures, pretrained_card, run_facts
+from common import judgement, measures, pretrained_card, run_facts, serving
 from common.card_parts import code, inline, plain, tiny, training, unfinished, yaml
 from common.chat_text import DATE
 from common.run_facts import as_dict, as_list, interval, is_number, with_interval
@@ -16,6 +16,7 @@ CONSTANTS = (
     *("OPTIM", "WEIGHT_DECAY", "MAX_GRAD_NORM", "SEED"),
 )
 ADAPTER_OF = {"merged_model": "final_model"}
+QUESTION = 200  # characters; a longer one is no example
 
 
 def write(directory, run):
@@ -45,6 +46,7 @@ def card(facts, directory):
         f"## Training\n\n{training(facts, CONSTANTS)}",
         f"## Figures\n\n{figures(facts, directory.resolve().name)}",
         f"## Loading it\n\n{loading(facts, base, adapter, four_bit)}",
+        f"## Serving it\n\n{served(facts, base, adapter)}",
         f"## Limits\n\n{limits(facts, directory.resolve().name)}",
     ]
     return "\n\n".join(sections) + "\n"
@@ -124,8 +126,8 @@ def merged_sentence(facts, own, adapter):
 
 def loading(facts, base, adapter, four_bit):
     """Code that loads the model with transformers and peft and asks it something, with the date that training wrote into prompts."""
-    hub, revision = is_hub_name(base), facts.run.get("model_revision") or facts.constants.get("MODEL_REVISION")
-    pinned = f", revision={yaml(inline_revision(revision))}" if hub and revision else ""
+    hub, revision = is_hub_name(base), revision_of(facts, base)
+    pinned = f", revision={yaml(revision)}" if revision else ""
     quantised = adapter and four_bit
     lines = ["import torch"] + ["from peft import PeftModel"] * adapter
     lines += [f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if quantised else ''}", ""]
@@ -139,17 +141,51 @@ def loading(facts, base, adapter, four_bit):
     options = (pinned if adapter else "") + (", quantization_config=nf4" if quantised else "")
     lines += ["model = AutoModelForCausalLM.from_pretrained(", f'    {source}{options}, dtype=torch.bfloat16, device_map="auto",', ")"]
     lines += ["model = PeftModel.from_pretrained(model, MODEL)"] * adapter
-    lines += ["tokenizer = AutoTokenizer.from_pretrained(MODEL)", "", 'messages = [{"role": "user", "content": "What is a p-value?"}]']
+    lines += ["tokenizer = AutoTokenizer.from_pretrained(MODEL)", ""]
+    lines += [f'messages = [{{"role": "user", "content": {yaml(question(facts))}}}]']
     lines += ["inputs = tokenizer.apply_chat_template(", f'    messages, date_string="{DATE}",  # of every prompt in training']
     lines += ['    add_generation_prompt=True, return_dict=True, return_tensors="pt",', ")"]
     lines += ["output = model.generate(**inputs.to(model.device), max_new_tokens=256, do_sample=False)"]
     lines += ['print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))']
-    return "\n".join(["```python", *lines, "```"])
+    return fenced("python", *lines)
 
 
-def inline_revision(revision):
-    """A revision is a name or a commit; a commit looks like a W&B key, so it goes past the hiding of those."""
-    return re.sub(r"[^\w./-]", "", str(revision))[:100]
+def question(facts):
+    """A question of the kind that was learned, or a greeting where the held-out ones are long documents or there are none."""
+    return (plain(facts.question) if len(facts.question) <= QUESTION else "") or "Hello"
+
+
+def revision_of(facts, base):
+    """The revision of a base on the hub, a name or a commit; a commit looks like a W&B key, so it goes past the hiding of those."""
+    revision = facts.run.get("model_revision") or facts.constants.get("MODEL_REVISION")
+    return re.sub(r"[^\w./-]", "", str(revision))[:100] if revision and is_hub_name(base) else None
+
+
+def served(facts, base, adapter):
+    """Commands that serve the model from its own directory: an adapter by vLLM on its base, the rest from the merged model beside it."""
+    length = facts.constants.get("MAX_SEQ_LENGTH")
+    length, rank = length if is_number(length) else 2048, facts.constants.get("LORA_R")
+    whole, alone = ("../merged_model" if adapter else "."), None
+    if adapter and is_number(rank):
+        alone = serving.vllm_adapter(base, ".", facts.name, rank, length, revision_of(facts, base))
+    code, file = serving.gguf(whole)
+    merged = f" All{' but vLLM' if alone else ''} take `{whole}`, which the recipe's MERGE writes beside this adapter." if adapter else ""
+    parts = [
+        f"From this directory.{merged} vLLM goes into an environment of its own, since it brings its own torch:",
+        fenced("bash", alone or serving.vllm(whole, facts.name, length)),
+        fenced("bash", serving.curl(facts.name, question(facts), DATE)),
+        'The same from transformers, after `pip install "transformers[serving]"`; there the request has no `"model"`, or this path:',
+        fenced("bash", serving.transformers(whole)),
+        "As GGUF for llama.cpp and Ollama, in the environment of the training on a GPU. Unsloth fetches llama.cpp, built or to be built "
+        "with cmake, so it needs the network:",
+        fenced("python", *code),
+        fenced("bash", serving.llama_server(file, length)),
+    ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def fenced(language, *lines):
+    return "\n".join([f"```{language}", *lines, "```"])
 
 
 def limits(facts, name):

@@ -4,13 +4,16 @@ Arithmetic from `dimensions`, `footprint`, `compute` and `disk_needs`; nothing i
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from common import accelerators, activations, compute, disk_needs, footprint, memory, model_states
 from common.accelerators import Accelerator
 from common.footprint import Footprint
 from common.hardware import GIB
 from common.job import Job
+
+SAMPLES = (1_000, 10_000, 100_000)  # conversations of which every plan tells the hours
+USUAL_TOKENS = 512  # of a conversation where the data do not say
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Workload:
     validation_tokens: float  # of one evaluation
     waste: str  # padding or packing efficiency in words
     source: str  # how the tokens were counted
+    conversations: int | None = None  # in the rows; None where only their tokens are known
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Plan:
     disk: dict  # {what: bytes}
     host: float  # bytes of memory of one node
     elsewhere: list  # of what `_elsewhere` gives
+    samples: list  # of what `samples_of` gives
 
     def to_dict(self):
         """The plan as plain values for JSON: sizes in bytes, times in seconds or hours as their names say."""
@@ -88,6 +93,7 @@ class Plan:
             "data": self.workload and asdict(self.workload), "no_data": self.missing, "epochs": course.epochs, "steps": course.steps,
             "tokens_per_step": course.tokens_per_step, "time": course.time and asdict(course.time), "usd": self.dollars,
             "usd_per_million_tokens": self.dollars_per_million_tokens, "elsewhere": self.elsewhere,
+            "samples": self.samples,
         }  # fmt: skip
 
 
@@ -118,6 +124,28 @@ def course_of(job, accelerator, workload=None):
     computed = workload.computed_tokens / max(1, math.ceil(workload.rows / job.rows_per_step))
     time = time_of(job, accelerator, computed, workload.attended_length, ran["steps"], workload.validation_tokens)
     return Course(ran["steps"], ran["epochs"], ran["tokens_per_step"], time)
+
+
+def samples_of(job, accelerator, workload=None, usd_per_gpu_hour=None):
+    """[{rows, tokens, hours, gpu_hours, usd}, …]: what each of `SAMPLES` conversations takes in the job's epochs, without evaluations.
+
+    tokens: of one conversation, as many as the workload's have on average, and packed or padded like these; where it has none, they
+    are taken to be USUAL_TOKENS of a packed row, else a full one. usd: None without a price. Nothing of pretraining, and where the
+    GPU's peak is unknown.
+    """
+    if job.pretraining or not accelerator.peak_tflops:
+        return []
+    if workload is None or not workload.conversations:
+        usual = min(USUAL_TOKENS, job.max_seq_length) if job.packing else job.max_seq_length
+        workload = replace(full_rows(usual, job.max_seq_length), attended_length=usual, conversations=1)
+    tokens, found = round(workload.tokens / workload.conversations), []
+    for rows in SAMPLES:
+        share = rows / workload.conversations
+        scaled = {name: getattr(workload, name) * share for name in ("rows", "tokens", "computed_tokens")}
+        time = course_of(replace(job, max_steps=-1, eval_steps=None), accelerator, replace(workload, **scaled)).time
+        usd = usd_per_gpu_hour and time.gpu_hours * usd_per_gpu_hour
+        found.append({"rows": rows, "tokens": tokens, "hours": time.hours, "gpu_hours": time.gpu_hours, "usd": usd})
+    return found
 
 
 def time_of(job, accelerator, computed_tokens_per_step, attended_length, steps, validation_tokens=0):
@@ -184,6 +212,7 @@ def make(job, model_name, accelerator, came_from, workload=None, missing=None, u
         disk_of(job, workload, course.steps, tokenizer_bytes), host_of(job, taken.free),
         [_elsewhere(job, count, kind, workload) for count, kind in accelerators.COMPARED
          if count % job.sequence_parallel_size == 0 and job.divides(count)],
+        samples_of(job, accelerator, workload, usd_per_gpu_hour),
     )  # fmt: skip
 
 

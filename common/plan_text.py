@@ -7,6 +7,7 @@ import textwrap
 from common import hardware
 from common.hardware import GIB
 from common.log import say
+from common.plan import SAMPLES
 
 WIDTH = 56  # characters of the bar
 INDENT = " " * 10
@@ -25,13 +26,23 @@ def show(plan, as_json=False):
 
 def page(plan):
     """The whole plan; the table of other GPUs only where the job is for a GPU."""
-    lines = [*_head(plan), *_memory(plan), *_needs(plan), *_steps(plan), *_time(plan)]
+    lines = [*_head(plan), *_memory(plan), *_needs(plan), *_steps(plan), *_time(plan), *_samples(plan)]
     return _wrapped(lines if plan.accelerator.is_cpu else [*lines, *_table(plan)])
 
 
 def summary(plan):
     """What stands before a training: memory, and time where it can be told."""
     return _wrapped([_fit(plan), *_time(plan)] if plan.course.time else [_fit(plan)])
+
+
+def measured_samples(tokens_per_second, tokens_per_row, epochs):
+    """What 1,000 and more conversations take at the speed of a training that ran, as one sentence, without evaluations.
+
+    tokens_per_second: of all GPUs together, without padding, as metrics.jsonl has them; tokens_per_row: of a conversation on average.
+    """
+    hours = {rows: rows * tokens_per_row * epochs / tokens_per_second / 3600 for rows in SAMPLES}
+    return (f"at the measured {tokens_per_second:,.0f} tokens/s, {_epochs(epochs)} of {tokens_per_row:,.0f} tokens a conversation: "
+            f"{_each_take(hours)}")  # fmt: skip
 
 
 def gib(number_of_bytes):
@@ -154,16 +165,35 @@ def _time(plan):
     return lines
 
 
+def _samples(plan):
+    if not plan.samples:
+        return []
+    known, prices = plan.workload and plan.workload.conversations, {s["rows"]: s["usd"] for s in plan.samples if s["usd"] is not None}
+    tokens = f"{'of' if known else 'taken to be of'} {plan.samples[0]['tokens']:,} tokens each"
+    taken = _each_take({s["rows"]: s["hours"] for s in plan.samples}, prices)
+    return [f"samples   {tokens}, {_epochs(plan.job.num_train_epochs)}, without evaluations: {taken}"]
+
+
+def _epochs(epochs):
+    return f"{epochs:g} epoch{'s' if epochs != 1 else ''}"
+
+
+def _each_take(hours, prices=None):
+    """{rows: hours} as "1,000 take 12 min, 10,000 2.0 h", with dollars where there are prices."""
+    words = [f"{rows:,} {duration(taken)}" + (f" ({prices[rows]:,.2f} dollars)" if prices else "") for rows, taken in hours.items()]
+    return ", ".join([words[0].replace(" ", " take ", 1), *words[1:]])
+
+
 def _table(plan):
     known = plan.course.steps is not None
-    head = f"  {'GPUs':<14}{'memory of each':>20}  {'':<9}{'tokens/s':>9}" + (f"{'steps':>9}{'time':>10}{'GPU-h':>7}" if known else "")
+    head = f"  {'GPUs':<14}{'memory of each':>20}  {'':<4}{'tokens/s':>9}" + (f"{'steps':>9}{'time':>10}{'GPU-h':>8}" if known else "")
     lines = ["", "the same constants elsewhere, with as many rows on each GPU", head]
     for row in plan.elsewhere:
         used = f"{row['memory_bytes'] / GIB:.1f} of {row['capacity_bytes'] / GIB:.1f} GiB"
         line = f"  {row['gpus']} x {row['accelerator']:<10}{used:>20}  "
         if row["fits"]:
-            total = f"{row['steps']:>9,}{duration(row['hours']):>10}{_short(row['gpu_hours']):>7}" if known else ""
-            line += f"{'fits':<9}{row['tokens_per_second']:>9,.0f}{total}"
+            total = f"{row['steps']:>9,}{duration(row['hours']):>10}{_short(row['gpu_hours']):>8}" if known else ""
+            line += f"{'fits':<4}{row['tokens_per_second']:>9,.0f}{total}"
         else:
             line += "too much"
         lines.append(line)

@@ -1,9 +1,7 @@
 """Pretraining on rows of tokens: transformers' Trainer where it has to differ, and what such a run says of itself."""
 
 import math
-import threading
 import time
-from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
-from common import accelerators, batches, chunked_loss, compute, gpt_export, hardware, plan, run_directory, safe_text, token_rows, watching
+from common import accelerators, batches, chunked_loss, compute, gpt_export, plan, run_directory, safe_text, token_rows, watching
 from common.log import is_rank_0, say, warn
 
 CHAT_TEMPLATE = """{%- for message in messages -%}
@@ -126,32 +124,21 @@ def not_covered():
 
 
 def meter(files, model, ranks):
-    """more(tokens_per_second) for `watching.attach`: files done, model FLOPs utilisation, how busy the GPUs are.
+    """more(tokens_per_second) for `watching.attach`: files done, model FLOPs utilisation.
 
     model: `Dimensions`. Of a GPU whose peak is not known there is no utilisation; `announce` says so.
     """
     found = accelerators.found()
     peak = found[1].peak_tflops * 1e12 * ranks if found and found[1].peak_tflops else None
-    each, busy = compute.palm_flops_per_token(model, model.max_position_embeddings), deque(maxlen=1)
-
-    def watch():  # beside the training: nvidia-smi takes a tenth of a second, and a GPU that waits for it is idle
-        while (share := hardware.utilisation()) is not None:
-            busy.append(share)
-            time.sleep(5)
-
-    if found and is_rank_0():
-        threading.Thread(target=watch, daemon=True).start()
+    each = compute.palm_flops_per_token(model, model.max_position_embeddings)
 
     def more(speed):
         figures = {"files": files.now, "tokens": files.tokens_now}
-        words = f"files {files.now} of {files.all}"
+        words = f"files {files.now} of {files.all}  "
         if peak:
             figures["mfu"] = round(speed * each / peak, 4)
-            words += f"  MFU {figures['mfu']:.1%}"
-        if busy:
-            figures["gpu_utilisation"] = round(busy[-1], 2)
-            words += f"  GPU busy {busy[-1]:.0%}"
-        return figures, words + "  "
+            words += f"MFU {figures['mfu']:.1%}  "
+        return figures, words
 
     return more
 

@@ -40,6 +40,17 @@ def decide(settings, namespace, presets, own_gpu, checkpoint=None):
     return f"{gpu.name}, {gpu.memory_gib:.1f} GiB: {why}"
 
 
+def require_precision(bf16, fp16):
+    """Refuse where not exactly one of the two is asked for, and bf16 on a GPU that is known to be without it."""
+    if bf16 == fp16:
+        raise Refusal(f"BF16 and FP16 are both {bf16}; a run computes in one of them: BF16 on Ampere GPUs (RTX 30, A100) and newer, FP16 "
+                      "on older ones")  # fmt: skip
+    found = accelerators.found()
+    if bf16 and found and not found[1].bf16:
+        raise Refusal(f"BF16 is True, and {found[1].name} has no bf16; set BF16 = False and FP16 = True, or take an Ampere GPU or newer "
+                      "(RTX 30, A100, L4, H100)")  # fmt: skip
+
+
 def row_for(gpu, presets):
     """(name of the row for an `Accelerator`, why that one): its own, else the largest that has no more memory, else the smallest."""
     memory = {name: accelerators.parse(name)[1].memory_gib for name in presets if name != "GPU"}

@@ -8,16 +8,15 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from common import batches, hardware, log, models, plan, tracking, versions
+from common import batches, hardware, log, loss_curve, models, plan, tracking, versions
+from common.gpu_load import GpuLoad
 from common.log import is_rank_0, say, warn
 from common.refusal import Refusal
 from common.run_directory import read_json
+from common.warning_signs import WarningSigns
 
-RISING = 1.3  # recent loss over the lowest earlier one
-FLAT = 0.02  # relative change of the loss over the run below which nothing was learned
 BYTES_A_CHECKPOINT = 12  # a trainable parameter: fp32 weight and two fp32 Adam moments at most
 BYTES_A_FULL_ONE = 16  # where all are trained under ZeRO-2: the bf16 weights twice besides; under ZeRO-3 once
-WINDOW = 5  # logged values that are averaged before they are compared
 
 
 def begin(run, checkpoint, settings, model, model_name, data, report_to, notes, wandb=None, **facts):
@@ -67,14 +66,15 @@ def not_covered(packing, tiled_mlp=None):
     ]
 
 
-def attach(trainer, run, early_stopping_patience=None, more=None, larger="LEARNING_RATE or LORA_R"):
+def attach(trainer, run, early_stopping_patience=None, more=None, larger="LEARNING_RATE or LORA_R", constants=None):
     """Put this module's callbacks in place of the Trainer's printing.
 
-    more(tokens_per_second) -> ({name: figure}, words), to log as well; larger: the constants to raise where nothing is learned.
+    more(tokens_per_second) -> ({name: figure}, words), to log as well; larger: the constants to raise where nothing is learned;
+    constants: the resolved ones, so that a warning names those that cost memory.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.create_model_card = lambda *_, **__: None  # TRL writes one of its own into every checkpoint
-    watch = Watch(run, more, larger)
+    watch = Watch(run, more, larger, constants)
     trainer.callback_handler.callbacks.insert(0, watch)  # before the trackers: it adds tokens a second and memory to the logs
     determine = trainer._determine_best_metric
 
@@ -117,8 +117,10 @@ def announce(trainer, run, statistics, warmup_ratio):
 
 
 def figures(trainer):
-    """The figures of a training that ended, also for run.json; `Refusal` where its loss became NaN."""
+    """The figures of a training that ended, also for run.json, its curve on the terminal; `Refusal` where its loss became NaN."""
     state = trainer.state
+    if curve := loss_curve.drawn(state.log_history):
+        say(curve)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     if losses and not math.isfinite(losses[-1]):
         raise Refusal(
@@ -136,19 +138,30 @@ def figures(trainer):
 
 
 class Watch(TrainerCallback):
-    """Progress bar on a terminal, lines elsewhere; metrics.jsonl; warnings when the loss is NaN, rising or flat."""
+    """Progress bar on a terminal, lines elsewhere; metrics.jsonl; `WarningSigns`; an end where the loss is NaN."""
 
-    def __init__(self, run, more=None, larger="LEARNING_RATE"):
-        self.run, self.more, self.larger, self.bar, self.losses, self.said = run, more, larger, None, [], set()
+    def __init__(self, run, more=None, larger="LEARNING_RATE", constants=None):
+        self.run, self.more, self.larger, self.constants, self.bar, self.gpus = run, more, larger, constants, None, GpuLoad()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start = self.last_time = time.time()
-        self.first_step = state.global_step
-        self.last_tokens, self.warmup = state.num_input_tokens_seen, args.get_warmup_steps(state.max_steps)
-        if is_rank_0():
-            from tqdm import tqdm
+        import torch
 
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=not sys.stderr.isatty())
+        self.start = self.last_time = time.time()
+        self.last_tokens = state.num_input_tokens_seen
+        self.pace_from = self.start, state.global_step
+        if not is_rank_0():
+            return
+        batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        self.signs = WarningSigns(
+            args.learning_rate, batch, accumulation, batch * accumulation * args.world_size * args.logging_steps,
+            state.max_steps, args.get_warmup_steps(state.max_steps), self.larger, self.constants,
+            [entry["loss"] for entry in state.log_history if math.isfinite(entry.get("loss", math.nan))],
+        )  # fmt: skip
+        if torch.cuda.is_available():
+            self.gpus.start()
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=not sys.stderr.isatty())
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:
@@ -180,25 +193,34 @@ class Watch(TrainerCallback):
             figures |= {"loss": loss, "learning_rate": logs.get("learning_rate"), "grad_norm": logs.get("grad_norm")}
             figures |= {"tokens_per_second": round(speed, 1), "memory_gb": memory_gb()}
             found, words = self.more(speed) if self.more else ({}, "")
+            busy = self.gpus.since_last()
+            if busy is not None:
+                found |= {"gpu_utilisation": round(busy, 2)}
+                words += f"GPU busy {busy:.0%}  "
             figures |= found
             logs |= {name: figures[name] for name in ("tokens_per_second", "memory_gb", *found)}  # for the trackers too
             norm = f"grad {figures['grad_norm']:.2f}  " if isinstance(figures["grad_norm"], float) else ""
             self._write(
                 f"loss {loss:.4f}  lr {figures['learning_rate']:.2e}  {norm}{speed:,.0f} tokens/s  {figures['memory_gb']:.1f} GB  {words}"
-                f"{self._left(now - self.start, state)} left", state,
+                f"{self._left(now, state)} left", state,
             )  # fmt: skip
-            self.losses.append(loss)
-            self._judge(state)
+            if math.isfinite(loss):
+                for sentence in self.signs.at(state.global_step, loss, busy, *memory_taken()):
+                    warn(sentence)
         with self.run.metrics.open("a", encoding="utf-8") as out:
             out.write(json.dumps({k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in figures.items()}) + "\n")
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.gpus.end()
         if self.bar is not None:
             self.bar.close()
 
-    def _left(self, elapsed, state):
-        """The time left in words, evaluations included, from the steps done since the start or the resume."""
-        seconds = elapsed / max(state.global_step - self.first_step, 1) * (state.max_steps - state.global_step)
+    def _left(self, now, state):
+        """The time left in words, evaluations included, from the steps after the first logged one: those before it compile and warm up."""
+        start, step = self.pace_from
+        seconds = (now - start) / max(state.global_step - step, 1) * (state.max_steps - state.global_step)
+        if start == self.start:
+            self.pace_from = now, state.global_step
         return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
     def _write(self, text, state):
@@ -206,20 +228,6 @@ class Watch(TrainerCallback):
         say(line, terminal=self.bar.disable)
         if not self.bar.disable:
             self.bar.set_postfix_str(text)
-
-    def _judge(self, state):
-        done = len(self.losses)
-        if done < 3 * WINDOW:
-            return
-        recent = sum(self.losses[-WINDOW:]) / WINDOW
-        earlier = [sum(self.losses[i : i + WINDOW]) / WINDOW for i in range(done - 2 * WINDOW + 1)]
-        step, lowest = state.global_step, min(earlier)
-        if recent > RISING * lowest and "rising" not in self.said:
-            self.said.add("rising")
-            warn(f"the loss is rising ({lowest:.3f} -> {recent:.3f} by step {step}); lower LEARNING_RATE, to a third")
-        elif step > max(2 * self.warmup, state.max_steps / 3) and recent > (1 - FLAT) * earlier[0] and not self.said:
-            self.said.add("flat")
-            warn(f"the loss is flat ({earlier[0]:.3f} -> {recent:.3f} by step {step}); raise {self.larger}")
 
 
 def memory_gb():
@@ -231,6 +239,16 @@ def memory_gb():
     import psutil
 
     return round(psutil.Process().memory_info().rss / 1e9, 2)
+
+
+def memory_taken():
+    """(peak, all) GB of this rank's GPU, with what torch keeps to use again; without one, this process's now and what it could have."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 1e9, torch.cuda.get_device_properties().total_memory / 1e9
+    taken = memory_gb()
+    return taken, min(taken + hardware.free_memory_gib() * hardware.GIB / 1e9, hardware.memory_gib() * hardware.GIB / 1e9)
 
 
 def pointless(steps, warmup, eval_steps, save_steps, padding):

@@ -215,7 +215,8 @@ def main(**overrides):
     set_seed(SEED + args.process_index)  # of dropout: another mask on every rank
     files = pretraining.Files(data.train, TRAIN_BATCH_SIZE, SEED, CHECKPOINT_EVERY_FILES)
     trainer.add_callback(files)
-    watching.attach(trainer, run, more=pretraining.meter(files, size, args.world_size), larger="LEARNING_RATE")
+    watching.attach(trainer, run, more=pretraining.meter(files, size, args.world_size), larger="LEARNING_RATE",
+                    constants=settings.values | {"PRETRAINING": True})  # fmt: skip
     kept = checkpoints.Checkpoints(trainer, run, settings.values, data.key, PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size,
                                    SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)  # fmt: skip
     steps = pretraining.announce(trainer, files, data)

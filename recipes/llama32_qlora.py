@@ -214,7 +214,7 @@ def main(**overrides):
     launch.rank_0_decides(lambda: watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, notes))
     trainer = SFTTrainer(model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
     models.train_in_fp32(model)  # after the trainer, which turns a 4-bit model's adapter to bf16
-    watching.attach(trainer, run, EARLY_STOPPING_PATIENCE)
+    watching.attach(trainer, run, EARLY_STOPPING_PATIENCE, constants=settings.values)
     micro_batch = resume.micro_batch(checkpoint, PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size)
     kept = checkpoints.Checkpoints(trainer, run, settings.values, data.key, micro_batch, SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)
     if args.packing:

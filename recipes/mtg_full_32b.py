@@ -211,7 +211,7 @@ def main(**overrides):
     launch.rank_0_decides(lambda: watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, notes, wandb))
     trainer = full_training.FullFineTuning(model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
     trainer.add_callback(full_training.Beginning(trainer, run))
-    watching.attach(trainer, run, larger="LEARNING_RATE")
+    watching.attach(trainer, run, larger="LEARNING_RATE", constants=settings.values)
     micro_batch = resume.micro_batch(checkpoint, PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size)
     kept = checkpoints.Checkpoints(trainer, run, settings.values, data.key, micro_batch, SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)
     if args.packing:

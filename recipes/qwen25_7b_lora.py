@@ -17,18 +17,14 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common import (
-    chat_rows, constants, forecast, hub, intervals, launch, log, memory, mixing, positions, resume, run_directory, sizing, tokenised,
-    versions, zero,
-)  # fmt: skip
+from common import chat_rows, constants, forecast, hub, intervals, launch, log, mixing, positions, resume, sizing, tokenised, versions, zero
 from common.constants import Share
 from common.job import Job, Zero
-from common.refusal import Refusal
 
 # Model
 MODEL_NAME: str = "Qwen/Qwen2.5-7B-Instruct"  # or Qwen/Qwen2.5-14B-Instruct: the rows of GPU_PRESETS fit both
 MODEL_REVISION: str | None = None  # branch, tag or commit; None takes the newest
-LOAD_IN_4BIT: bool | None = None  # use_qlora. True: NF4, 5.5 GB of weights instead of 15.2; False: 16 bit. None: GPU_PRESETS
+LOAD_IN_4BIT: bool | None = None  # use_qlora. True: NF4, 5.7 GB of weights instead of 15.2; False: 16 bit. None: GPU_PRESETS
 MAX_SEQ_LENGTH: PositiveInt | None = None  # tokens; longer rows lose their oldest turns, never the answer. None: GPU_PRESETS
 
 # Data
@@ -71,7 +67,7 @@ DS_CONFIG: str = "ds_configs/qwen25_7b_lora.json"  # ZeRO-2, read only when seve
 OUTPUT_DIR: str | None = None  # of this run alone; None is outputs/qwen25_7b_lora, and with -2, -3, … where that is taken
 SAVE_STRATEGY: Literal["steps", "epoch"] = "steps"
 SAVE_STEPS: PositiveInt | None = None  # None is 100, or a quarter of a short run; "epoch" needs None
-SAVE_TOTAL_LIMIT: PositiveInt = 3  # on this disk, 0.3 GB each at rank 16; the best one is kept as well
+SAVE_TOTAL_LIMIT: PositiveInt = 3  # on this disk, 0.2 GB each at rank 16; the best one is kept as well
 CHECKPOINT_URI: str | None = None  # gs://bucket/runs, s3://… or file:///…: every checkpoint is uploaded beside the training, and verified
 KEEP_LOCAL: bool = True  # False removes from this disk what is verified in the store, but for the newest and the best checkpoint
 EVAL_STRATEGY: Literal["no", "steps", "epoch"] = "steps"  # evaluation_strategy
@@ -90,7 +86,7 @@ GPU_PRESETS = {  # what None above becomes; behind each row the GiB of 7B and of
     "L4": (True, 16, 2, 8, 2048, "true"),  # 7.8 and 13.3 of 22.5
     "RTX 4090": (True, 16, 2, 8, 2048, "true"),  # 7.8 and 13.3 of 24.0
     "A40": (False, 32, 4, 4, 2048, "true"),  # 18.4 and 34.6 of 45.0
-    "A100-40GB": (False, 64, 2, 8, 4096, "true"),  # 18.6 and 36.0 of 40.0; 8 x 2 without checkpointing, a common advice: 126.7 and 218.6
+    "A100-40GB": (False, 64, 2, 8, 4096, "true"),  # 19.2 and 35.9 of 40.0; 8 x 2 without checkpointing, a common advice: 126.7 and 218.6
     "A100-80GB": (False, 64, 1, 16, 4096, "none"),  # 30.3 and 54.4 of 80.0; likewise
     "H100": (False, 64, 1, 16, 4096, "none"),  # 30.3 and 54.4 of 79.6
     "H200": (False, 64, 4, 4, 4096, "none"),  # 71.5 and 124.7 of 140.4
@@ -117,7 +113,7 @@ TINY = {
     "PER_DEVICE_TRAIN_BATCH_SIZE": 8,
     "GRADIENT_ACCUMULATION_STEPS": 1,
     "PER_DEVICE_EVAL_BATCH_SIZE": 33,
-    "NUM_TRAIN_EPOCHS": 2.0,
+    "NUM_TRAIN_EPOCHS": 1.5,
     "LEARNING_RATE": 1e-2,  # small models take large steps
     "MAX_GRAD_NORM": 1.0,
     "GRADIENT_CHECKPOINTING": "none",
@@ -131,14 +127,9 @@ def main(**overrides):
     """Train, save, report; the constants of this file are its keywords. Returns the run's figures and paths."""
     settings = constants.resolve(globals(), overrides)  # from here on the capitals hold the resolved values
     versions.check()
-    if BF16 == FP16:
-        raise Refusal(f"BF16 and FP16 are both {BF16}; one of them is what this run computes in: BF16 on Ampere GPUs (RTX 30, A100) and "
-                      "newer, else FP16")  # fmt: skip
-    if SAVE_STRATEGY == "epoch" and SAVE_STEPS:
-        raise Refusal(f'SAVE_STRATEGY is "epoch" and SAVE_STEPS is {SAVE_STEPS}; a checkpoint comes after each epoch or after so many '
-                      'steps: leave SAVE_STEPS out (none), or set SAVE_STRATEGY = "steps"')  # fmt: skip
-    if EVAL_STRATEGY != "steps" and EVAL_STEPS:
-        log.warn(f'EVAL_STEPS = {EVAL_STEPS} is not used: EVAL_STRATEGY is "{EVAL_STRATEGY}"')
+    sizing.require_precision(BF16, FP16)
+    for sentence in intervals.require(SAVE_STRATEGY, SAVE_STEPS, EVAL_STRATEGY, EVAL_STEPS):
+        log.warn(sentence)
 
     place = Path(OUTPUT_DIR or f"outputs/{settings.default_run_name}")
     where = (place.parent, place.name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)
@@ -215,7 +206,8 @@ def main(**overrides):
     import torch
     from trl import SFTConfig
 
-    from common import batches, checkpoints, held_out_loss, merging, micro_batch, model_card, models, report, tracking, watching
+    from common import batches, checkpoints, held_out_loss, memory, merging, micro_batch, model_card, models
+    from common import report, run_directory, serving, tracking, watching
 
     models.quiet()
     models.require_bf16() if BF16 else models.require_fp16("FP16")
@@ -300,6 +292,10 @@ def main(**overrides):
                 run.update(**figures)
                 log.say(f"merged in 16 bit: {run.merged_model}, logits within {figures['merge']['relative_rms']:.1%} of the adapter's")
             log.say(f"report: {report.write(run)}; judge every checkpoint: bash eval/eval_all_checkpoints.sh {run.path}")
+            model_of = (run.merged_model, run.path.name, MAX_SEQ_LENGTH) if MERGE else (
+                run.final_model, run.path.name, MAX_SEQ_LENGTH, MODEL_NAME, LORA_R)  # fmt: skip
+            for line in serving.lines(*model_of):
+                log.say(line)
             tracking.finish(REPORT_TO)
             kept.finish([run.final_model, run.merged_model] if MERGE else [run.final_model])  # waits for the uploads
     log.close()

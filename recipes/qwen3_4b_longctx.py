@@ -218,7 +218,7 @@ def main(**overrides):
     launch.rank_0_decides(lambda: watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, notes))
     trainer = held_out_loss.HeldOutLoss(model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
     models.train_in_fp32(model)  # whatever the loader made of it
-    watching.attach(trainer, run)
+    watching.attach(trainer, run, constants=settings.values)
     micro_batch = resume.micro_batch(checkpoint, PER_DEVICE_TRAIN_BATCH_SIZE * args.world_size)
     kept = checkpoints.Checkpoints(trainer, run, settings.values, data.key, micro_batch, SAVE_TOTAL_LIMIT, CHECKPOINT_URI, KEEP_LOCAL)
     batches.require_shared_memory(train["length"], DATALOADER_NUM_WORKERS, args.world_size)

@@ -2,6 +2,7 @@
 
     cross_validated.jsonl   questions in the manner of Cross Validated, answered step by step
     arxiv.jsonl             questions in the manner of questions about methods papers, answered in the same manner
+    questions.csv           what words of the subject mean, as a table of questions and answers
     base_prose.txt          plain sentences on the same subject, to pretrain a tiny base model
     base_chats.jsonl        short general chats on the same subject, so that the base is a fair opponent
     mtg_scryfall.json       invented Magic cards as Scryfall's oracle_cards have them; mtg_rulings.json the rulings on them
@@ -16,6 +17,7 @@ The same seed gives the same bytes. Rows that ask one quantity in one wording sh
 holds out wordings and not merely figures. All texts were written, and all figures computed, for this repository.
 """
 
+import csv
 import json
 import random
 import sys
@@ -27,12 +29,14 @@ import base_chats
 import base_prose
 import cross_validated_concepts
 import cross_validated_numbers
+import glossary
 import legal_cases
 import mtg
 import mtg_draft_table
 
 SEED = 42
 SYSTEM = "You are an expert in experimentation, statistics and A/B testing. Explain step by step and cite your sources."
+QUESTIONS = 30  # in questions.csv
 ROWS_PER_WORDING = (5, 4)  # in turn: 27 rows for the six wordings of a quantity
 
 
@@ -72,6 +76,18 @@ def question_answer_rows(prefix, concepts, quantities, identify):
         yield {"id": identify(number, name, seen[name]), "source": source, "family": family, "topics": topics, "messages": messages}
 
 
+def write_questions(path):
+    """The words of the glossary as questions: a table as a spreadsheet saves it, with cells that hold commas and line ends."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["Question", "Answer", "Family"])
+        for term, what, remember in glossary.GLOSSARY[:QUESTIONS]:
+            verb = "are" if what.startswith("are ") else "is"
+            answer = f"{term[0].upper()}{term[1:]} {what}.\n{remember}."
+            family = f"glossary/{term.removeprefix('an ').removeprefix('a ').replace(' ', '_')}"
+            table.writerow([f"In one or two sentences, what {verb} {term}?", answer, family])
+
+
 def write_lines(path, rows):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8", newline="\n")
 
@@ -81,6 +97,7 @@ def main(directory):
         "cv", cross_validated_concepts.CONCEPTS, cross_validated_numbers.QUANTITIES, lambda number, name, nth: f"cv_{number}_1"))
     write_lines(directory / "arxiv.jsonl", question_answer_rows(
         "arxiv", arxiv_concepts.CONCEPTS, arxiv_numbers.QUANTITIES, lambda number, name, nth: f"arxiv_{name}_{nth}"))
+    write_questions(directory / "questions.csv")
     (directory / "base_prose.txt").write_text(base_prose.text(random.Random(f"{SEED} prose")), encoding="utf-8", newline="\n")
     write_lines(directory / "base_chats.jsonl", base_chats.rows(random.Random(f"{SEED} chats"), SYSTEM))
     mtg.write(directory, SEED, random.Random(f"{SEED} mtg chats"))

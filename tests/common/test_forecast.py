@@ -189,7 +189,9 @@ def test_every_line_fits_the_terminal(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     for gpu in ("8xH100", "1x3GB"):
         forecast.show(JOBS["mtg_full_32b"][1], "qihoo360/TinyR1-32B", asked(gpus=gpu, tokens=1_410_000_000), "8xH200", {})
-    table = [line for line in capsys.readouterr().out.splitlines() if "GiB" in line]
+    said = capsys.readouterr().out
+    assert columns < 80 or said.count("     time   GPU-h\n") == 2  # the table's rows are whole
+    table = [line for line in said.splitlines() if "GiB" in line]
     assert all(len(line) <= max(columns, 80) for line in table)
     assert max(map(len, table)) > 55
 
@@ -221,6 +223,21 @@ def test_json_is_the_same_plan(capsys):
     found = forecast.show(JOB, MODEL, asked(gpus="2xA100", tokens=1_000_000, json=True), "RTX 3060", {})
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found))
     assert found["accelerator"]["name"] == "A100-80GB"
+
+
+def test_what_samples_take_stands_on_the_page(capsys):
+    asks = {"gpus": "1x4090", "usd_per_gpu_hour": 0.5}
+    found = forecast.show(JOB.changed({"MAX_STEPS": 9}), MODEL, asked(**asks), "RTX 3060", {"samples/cross_validated.jsonl": 1.0})
+    said = " ".join(capsys.readouterr().out.split())
+    samples = found["samples"]
+    tokens = round(found["data"]["tokens"] / found["data"]["conversations"])
+    assert {sample["tokens"] for sample in samples} == {tokens} and found["data"]["conversations"] == 320
+    one, ten, hundred = [f"{plan_text.duration(sample['hours'])} ({sample['usd']:,.2f} dollars)" for sample in samples]
+    assert f"samples of {tokens} tokens each, 3 epochs, without evaluations: 1,000 take {one}, 10,000 {ten}, 100,000 {hundred}" in said
+    forecast.show(JOB, MODEL, asked(gpus="1x4090"), "RTX 3060", {"none.jsonl": 1.0})
+    assert "samples taken to be of 2,048 tokens each, 3 epochs, without" in " ".join(capsys.readouterr().out.split())
+    forecast.show(JOB, MODEL, asked(), "cpu", {})
+    assert "samples" not in capsys.readouterr().out
 
 
 def test_data_that_are_not_there_are_said_and_the_rest_is_planned(capsys, tmp_path):

@@ -1,13 +1,16 @@
 """The model card tells the truth about this model, loads as code and as YAML, and tells nothing about the machine."""
 
 import ast
+import json
 import re
+import shlex
+from pathlib import PurePath
 
 import pytest
 import yaml
 from example_run import CONSTANTS, judged, write_example_run
 
-from common import chat_text, model_card
+from common import chat_text, model_card, serving
 from common.run_directory import read_json, write_json
 
 
@@ -39,7 +42,7 @@ def test_front_matter_and_sections(run):
     assert front["base_model"] == "meta-llama/Llama-3.2-3B-Instruct" and front["library_name"] == "peft"
     assert front["datasets"] == ["cross_validated.jsonl", "arxiv.jsonl"] and front["tags"] == ["llama32_qlora", "unsloth", "lora"]
     headings = re.findall(r"^## (.+)$", body, re.MULTILINE)
-    assert headings == ["Data", "Training", "Figures", "Loading it", "Limits"]
+    assert headings == ["Data", "Training", "Figures", "Loading it", "Serving it", "Limits"]
     assert "- LORA_R = `16`" in body and "480 for train" in body and "python recipes/llama32_qlora.py --tiny" in body
 
 
@@ -102,6 +105,65 @@ def test_the_code_is_code_and_fits_the_model(run):
     front, body = card(run, run.merged_model)
     ast.parse(code(body))
     assert "peft" not in code(body) and front["library_name"] == "transformers"
+
+
+def asks(body):
+    """What the card's code and its curl ask the model."""
+    tree = ast.parse(code(body))
+    messages = next(node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and node.targets[0].id == "messages")
+    sent = json.loads(shlex.split(commands(body)["curl"])[-1])
+    assert ast.literal_eval(messages) == sent["messages"]
+    return sent
+
+
+def commands(body):
+    """{program: its command} of the section about serving."""
+    blocks = re.findall(r"^```bash\n(.*)\n```$", body.partition("## Serving it")[2], re.MULTILINE)
+    return {PurePath(shlex.split(block)[0]).name: block for block in blocks}
+
+
+def hold_out(run, *contents):
+    rows = [{"messages": [{"role": "system", "content": "You know."}, {"role": "user", "content": content}]} for content in contents]
+    run.validation.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_it_is_asked_what_it_learned(run):
+    assert asks(card(run)[1])["messages"] == [{"role": "user", "content": "Hello"}]
+    hold_out(run, "What does 95 % mean?", "Another one?")
+    sent = asks(card(run)[1])
+    assert sent["messages"][0]["content"] == "What does 95 % mean?" and sent["model"] == "llama32_qlora"
+    assert sent["chat_template_kwargs"] == {"date_string": chat_text.DATE}
+    hold_out(run, "word " * 200)
+    assert asks(card(run)[1])["messages"][0]["content"] == "Hello"
+    blank = json.dumps({"messages": [{"role": "user", "content": " "}]})
+    for broken in ("", blank, "[]\n", '{"messages": 3}\n', "{\n", '{"messages": [{"role": "user"}]}\n'):
+        run.validation.write_text(broken)
+        assert asks(card(run)[1])["messages"][0]["content"] == "Hello"
+
+
+def test_a_question_is_text_and_nothing_else(run, tmp_path):
+    hold_out(run, f"It's \"a\" `b` $(touch x)\n```\n# big; {tmp_path}/secret/name hf_abcdefghijklmnopqrstuv \u202e")
+    body = card(run)[1]
+    asked = asks(body)["messages"][0]["content"]
+    assert asked.startswith('It\'s "a" `b` $(touch x) ``` # big; name (hidden)') and str(tmp_path) not in body
+    assert re.findall(r"^# .*$", body, re.MULTILINE) == ["# llama32_qlora"] and "\u202e" not in body
+
+
+def test_an_adapter_is_served_on_its_base_and_the_rest_from_the_merged_model(run):
+    body = card(run)[1]
+    vllm = shlex.split(commands(body)["vllm"])
+    assert vllm[2] == "meta-llama/Llama-3.2-3B-Instruct" and vllm[vllm.index("--revision") + 1] == CONSTANTS["MODEL_REVISION"]
+    assert vllm[vllm.index("--lora-modules") + 1] == "llama32_qlora=." and vllm[vllm.index("--max-lora-rank") + 1] == "16"
+    assert vllm[vllm.index("--max-model-len") + 1] == "256"
+    assert commands(body)["transformers"] == "transformers serve ../merged_model" and "MERGE writes beside this adapter" in body
+    assert "../merged_model_gguf/merged_model.Q4_K_M.gguf" in commands(body)["llama-server"]
+    change(run.constants, LORA_R=1024)
+    assert "All take `../merged_model`" in card(run)[1]
+    write_json(run.merged_model / "config.json", {})
+    body = card(run, run.merged_model)[1]
+    assert commands(body)["vllm"] == serving.vllm(".", "llama32_qlora", 256) and "MERGE" not in body.partition("## Serving it")[2]
+    for block in re.findall(r"^```python\n(.*?)\n```$", body, re.DOTALL | re.MULTILINE):
+        ast.parse(block)
 
 
 def test_nothing_of_the_machine_and_no_secret(run, tmp_path):

@@ -144,7 +144,7 @@ def recomputed(row):
 
 def test_committed_files_are_what_the_generator_writes_now(tmp_path):
     subprocess.run([sys.executable, str(SAMPLES / "generate.py"), str(tmp_path)], check=True)
-    for name in (*SETS, "base_prose.txt", "base_chats.jsonl", *MTG, *LEGAL):
+    for name in (*SETS, "questions.csv", "base_prose.txt", "base_chats.jsonl", *MTG, *LEGAL):
         assert (tmp_path / name).read_bytes() == (SAMPLES / name).read_bytes(), f"samples/{name}: run python samples/generate.py"
 
 
