@@ -188,7 +188,7 @@ class Checkpoints(TrainerCallback):
         step = trainer.state.global_step
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # ends the bar and the trackers
         self.run.update(status="stopped")
-        said = {"SIGHUP": "the launcher is gone", None: "a signal to another rank"}
+        said = {"SIGHUP": "the terminal or the launcher is gone", None: "a signal to another rank"}
         say(f"{said.get(name, name)}: stopped after step {step}")
         for key, why in sorted(self.copies.wait().items()):
             warn(f"{key} is not safe in the store: {why}; it is whole in {self.run.path}")

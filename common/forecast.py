@@ -8,7 +8,8 @@ from common.log import say_once, warn
 from common.refusal import Refusal
 
 
-def show(job, model_name, settings, own_gpus, files, held_out=0.0, bad_rows="stop", tokenizer=None, cached=None, validation_file=None):
+def show(job, model_name, settings, own_gpus, files, held_out=0.0, bad_rows="stop", tokenizer=None, cached=None, validation_file=None,
+         needs_bf16=True):  # fmt: skip
     """`show_work` of conversations: the rest is for `token_counts.measure`, which is not asked where --tokens says the number.
 
     validation_file: where the held-out rows have a file of their own.
@@ -25,7 +26,7 @@ def show(job, model_name, settings, own_gpus, files, held_out=0.0, bad_rows="sto
             counts = replace(counts, validation_rows=judged.rows, validation_tokens=judged.tokens)
         return workload(job, counts)
 
-    return show_work(job, model_name, settings, own_gpus, work, tokenizer)
+    return show_work(job, model_name, settings, own_gpus, work, tokenizer, needs_bf16)
 
 
 def show_work(job, model_name, settings, own_gpus, work_of, tokenizer=None, needs_bf16=True):

@@ -45,6 +45,15 @@ def split(rows, held_out, seed, report=None):
     return [row for row in rows if id(row) not in held], *sides
 
 
+def sides(rows, report, validation_file, test_file, held_out, seed, bad_rows="stop"):
+    """{"train", "validation", "test": rows}: held out are the rows of the files that are named; where none is, a share of `rows`."""
+    if validation_file or test_file:
+        seen, files = seen_as("training", rows), {"validation": validation_file, "test": test_file}
+        held = {name: held_out_rows(name, file, seen, report, bad_rows) if file else [] for name, file in files.items()}
+        return {"train": rows, **held}
+    return dict(zip(("train", "validation", "test"), split(rows, held_out, seed, report), strict=True))
+
+
 def seen_as(what, rows, by="row"):
     """{digest: (what, row)}, for `held_out_rows`. what: "training", for example.
 

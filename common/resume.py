@@ -11,17 +11,20 @@ from pathlib import Path
 from common import manifest, remote_runs, storage, versions
 from common.log import is_rank_0, warn
 from common.refusal import Refusal
-from common.run_directory import InUse, RunDirectory, is_called, read_json, step_of
+from common.run_directory import InUse, RunDirectory, is_called, read_json, require_own, step_of
 
 
-def check(name, resume=None, uri=None, check_store=True, constant="RUN_NAME"):
+def check(name, resume=None, uri=None, check_store=True, directory=None):
     """Say what is wrong with these constants before anything heavy loads: an odd name, a path that is none, a store that refuses.
 
-    check_store: write a small object there and read it back, on rank 0; constant: that gave the name.
+    check_store: write a small object there and read it back, on rank 0; directory: where it is given for this run alone.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        names = "becomes a directory" if constant == "RUN_NAME" else "ends with the run's own name"
-        raise Refusal(f"{constant} is {name!r}; it {names}: letters, digits, '.', '_' and '-', beginning with a letter or digit")
+        path = f"OUTPUT_DIR is {directory!r}; its last part is the run's name"
+        becomes = path if directory else f"RUN_NAME is {name!r}; it becomes a directory"
+        raise Refusal(f"{becomes}: letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    if directory and is_rank_0():
+        require_own(directory, resume)
     check_store = check_store and is_rank_0()
     if uri is not None:
         store = storage.open_store(uri)
@@ -33,23 +36,6 @@ def check(name, resume=None, uri=None, check_store=True, constant="RUN_NAME"):
             store.check_readable()
     elif resume not in (None, "auto"):
         require_checkpoint(resume)
-
-
-def require_new(directory):
-    """`Refusal` where the directory that a fresh run was given holds another one, several, or anything else."""
-    directory = Path(directory)
-    run = RunDirectory(directory)
-    if run.is_free():
-        return
-    if run.run.is_file() or run.checkpoints():
-        step = max((step for step, _ in run.checkpoints()), default=0)
-        raise Refusal(f"OUTPUT_DIR {directory} holds another run{f', saved at step {step}' if step else ''}; go on with it by "
-                      f"--resume-from-checkpoint auto, or give this one a new name, such as {directory}-2")  # fmt: skip
-    if runs := sorted(path.parent.name for path in directory.glob("*/run.json")):
-        raise Refusal(f"OUTPUT_DIR {directory} holds runs ({_few(runs)}), and this recipe wants a directory for its run alone, such as "
-                      f"{directory}/my_run")  # fmt: skip
-    found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else ["a file"]
-    raise Refusal(f"OUTPUT_DIR {directory} holds other things ({_few(found)}); name a directory that is new or empty")
 
 
 def peek(output_dir, name, resume=None, uri=None):

@@ -160,6 +160,26 @@ class RunDirectory:
         return [(step, p) for step, p in self.checkpoints() if manifest.exists(p)]
 
 
+def require_own(directory, resume=None):
+    """`Refusal` where the directory that a run was given holds another one, several, or anything else; or is not what it resumes."""
+    directory = Path(directory)
+    run = RunDirectory(directory)
+    if resume and resume != "auto" and "://" not in resume and Path(resume).resolve().parent != directory.resolve():
+        raise Refusal(f"RESUME_FROM_CHECKPOINT is {resume}, and OUTPUT_DIR is {directory}; a run goes on in its own directory: leave "
+                      f"OUTPUT_DIR out, or set it to {Path(resume).parent}")  # fmt: skip
+    if resume or run.is_free():
+        return
+    if run.run.is_file() or run.checkpoints():
+        step = max((step for step, _ in run.checkpoints()), default=0)
+        raise Refusal(f"OUTPUT_DIR {directory} holds another run{f', saved at step {step}' if step else ''}; go on with it by "
+                      f"--resume-from-checkpoint auto, or give this one a new name, such as {directory}-2")  # fmt: skip
+    if runs := sorted(path.parent.name for path in directory.glob("*/run.json")):
+        raise Refusal(f"OUTPUT_DIR {directory} holds runs ({', '.join(runs[:3])}), and this recipe wants a directory for its run alone, "
+                      f"such as {directory}/my_run")  # fmt: skip
+    found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else ["a file"]
+    raise Refusal(f"OUTPUT_DIR {directory} holds other things ({', '.join(found[:3])}); name a directory that is new or empty")
+
+
 def now():
     """The local time with its zone, to the second."""
     return datetime.now().astimezone().isoformat(timespec="seconds")

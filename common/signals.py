@@ -1,6 +1,6 @@
-"""Requests to stop this process: SIGTERM, SIGINT and SIGUSR1.
+"""Requests to stop this process: SIGTERM, SIGINT, SIGUSR1, and SIGHUP of a terminal that is closed.
 
-`listen()` takes the three signals. While training, inside `politely()`, the first one only sets what `requested()` returns;
+`listen()` takes these signals. While training, inside `politely()`, the first one only sets what `requested()` returns;
 anywhere else it raises `Stopped`, for there is nothing to save. A second one ends the process at once with 128 + its number.
 A rank is asked by its guard as well (see there); a guard or a launcher that vanishes asks it to stop, too.
 """
@@ -37,7 +37,8 @@ class Stopped(BaseException):
 
 
 def listen(guard=None):
-    """Take SIGTERM, SIGINT and SIGUSR1 from now on, also where they were ignored. Only the main thread may call it.
+    """Take SIGTERM, SIGINT and SIGUSR1 from now on, also where they were ignored, and SIGHUP unless it was (nohup). Only the main thread
+    may call it.
 
     guard: the socket to the process that shields this one (`guard.shield()`), None where there is none.
     """
@@ -45,6 +46,8 @@ def listen(guard=None):
     _guard = guard
     for number in POLITE:
         signal.signal(number, _take)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _hang_up)
     signal.signal(FROM_GUARD, lambda number, frame: _take(_from_guard, frame, direct=False))
     wake, woken = socket.socketpair()
     woken.setblocking(False)
@@ -57,7 +60,7 @@ def listen(guard=None):
 
 
 def requested():
-    """The name of the signal that asks this process to stop, else None. SIGHUP: the launcher or the guard is gone."""
+    """The name of the signal that asks this process to stop, else None. SIGHUP: the terminal, the launcher or the guard is gone."""
     global _asked_at, _longest
     now = time.monotonic()
     _longest = max(_longest, now - (_asked_at or now))
@@ -115,6 +118,15 @@ def _take(number, frame, direct=True):
             raise Stopped(number)
     elif now - _first > REPEAT and direct:  # the guard counts for itself
         _leave(number)
+
+
+def _hang_up(number, frame):
+    """The terminal is closed: what is written to it from here on, a progress bar too, would be an error in the middle of a save."""
+    for stream in (1, 2):
+        with suppress(OSError):
+            if os.isatty(stream):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    _take(number, frame)
 
 
 def _leave(number):

@@ -3,7 +3,7 @@
 The first row, under the key "GPU", names the constants; the others have their values, by the names that `accelerators` knows.
 """
 
-from common import accelerators
+from common import accelerators, hardware
 from common.refusal import Refusal
 
 BATCH = ("PER_DEVICE_TRAIN_BATCH_SIZE", "GRADIENT_ACCUMULATION_STEPS")
@@ -20,14 +20,17 @@ def decide(settings, namespace, presets, own_gpu, checkpoint=None):
         _as_before(settings, namespace, presets, checkpoint)
     if None not in (settings.values[name] for name in presets["GPU"]):
         return None
+    left = ", ".join(name for name in presets["GPU"] if settings.values[name] is None)
     if settings.gpus:
         gpu = accelerators.parse(settings.gpus)[1]
+    elif hardware.is_mig():
+        raise Refusal(f"the GPU is divided (MIG), and how large its parts are is not known here; set {left} yourself, as in the row of "
+                      "GPU_PRESETS that has as much memory")  # fmt: skip
     elif found := accelerators.found():
         gpu = found[1]
-    elif settings.plan:
+    elif settings.plan or settings.prefetch:
         gpu = accelerators.parse(own_gpu)[1]
     else:
-        left = ", ".join(name for name in presets["GPU"] if settings.values[name] is None)
         raise Refusal(f"no GPU was found here, by which {left} would be chosen; --tiny runs the same code on a CPU, --plan computes what a "
                       "GPU needs for it, and a value for each of them starts all the same")  # fmt: skip
     name, why = row_for(gpu, presets)

@@ -41,7 +41,7 @@ class SplitFiles:
             raise Refusal(f"OUTPUT is {self.directory}, in which {taken[0]} is a directory; name another one")
         return self
 
-    def write(self, side, row_id, topic, messages, **more):
+    def write(self, side, row_id, topic, messages, /, **more):
         """One conversation; more: further fields of the row, such as the group that it was split by."""
         row = {"id": row_id, "topics": [topic], **more, "messages": messages}
         self._files[side].write(ENCODE(row) + "\n")

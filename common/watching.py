@@ -5,10 +5,11 @@ import math
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from common import batches, hardware, log, loss_curve, models, plan, tracking, versions
+from common import batches, hardware, log, loss_curve, models, plan, plan_text, tracking, versions
 from common.gpu_load import GpuLoad
 from common.log import is_rank_0, say, warn
 from common.refusal import Refusal
@@ -116,8 +117,11 @@ def announce(trainer, run, statistics, warmup_ratio):
     return planned["steps"]
 
 
-def figures(trainer):
-    """The figures of a training that ended, also for run.json, its curve on the terminal; `Refusal` where its loss became NaN."""
+def figures(trainer, statistics=None):
+    """The figures of a training that ended, also for run.json; `Refusal` where its loss became NaN.
+
+    Says its curve, and with the data's statistics what other numbers of conversations would take at the speed that was measured.
+    """
     state = trainer.state
     if curve := loss_curve.drawn(state.log_history):
         say(curve)
@@ -132,6 +136,11 @@ def figures(trainer):
     judged = next((entry["eval_loss"] for entry in reversed(state.log_history) if "eval_loss" in entry), None)
     held_out = judged if state.best_metric is None else state.best_metric
     found = {"steps": state.global_step, "train_loss": last, "eval_loss": held_out, "best_checkpoint": best}
+    speeds = [speed for watch in trainer.callback_handler.callbacks if isinstance(watch, Watch) for speed in watch.speeds]
+    if speeds and statistics:
+        train = statistics["splits"]["train"]
+        found["tokens_per_second"] = median(speeds)
+        say(plan_text.measured_samples(median(speeds), train["tokens"] / train["rows"], trainer.args.num_train_epochs))
     if best and trainer.args.load_best_model_at_end:
         say(f"of the saved steps the held-out loss was lowest at {best} ({state.best_metric:.4f}): that is the final model")
     return found
@@ -142,6 +151,7 @@ class Watch(TrainerCallback):
 
     def __init__(self, run, more=None, larger="LEARNING_RATE", constants=None):
         self.run, self.more, self.larger, self.constants, self.bar, self.gpus = run, more, larger, constants, None, GpuLoad()
+        self.speeds = []  # tokens a second between two logs
 
     def on_train_begin(self, args, state, control, **kwargs):
         import torch
@@ -161,6 +171,8 @@ class Watch(TrainerCallback):
             self.gpus.start()
         from tqdm import tqdm
 
+        if self.bar is not None:  # a training that began once more, with a smaller micro-batch
+            self.bar.close()
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=not sys.stderr.isatty())
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -190,6 +202,7 @@ class Watch(TrainerCallback):
         elif loss is not None:
             speed = (state.num_input_tokens_seen - self.last_tokens) / max(now - self.last_time, 1e-9)
             self.last_time, self.last_tokens = now, state.num_input_tokens_seen
+            self.speeds += [speed] if speed > 0 else []
             figures |= {"loss": loss, "learning_rate": logs.get("learning_rate"), "grad_norm": logs.get("grad_norm")}
             figures |= {"tokens_per_second": round(speed, 1), "memory_gb": memory_gb()}
             found, words = self.more(speed) if self.more else ({}, "")

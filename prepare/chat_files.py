@@ -43,14 +43,14 @@ TINY = {
     "FILES": ["samples/cross_validated.jsonl", "samples/arxiv.jsonl", "samples/questions.csv"],
     "OUTPUT": "data/chat_tiny",
     "SPLIT_BY": "family",  # held-out rows come from question templates never trained on
-    "MODEL_NAME": "tiny-llama",
+    "MODEL_NAME": "tiny-qwen2",
 }
 
 _FORMATS = {  # in words, and the fields that may stand beside those that it needs
     "messages": ("ChatML messages", ()), "instruction": ("instruction/input/output", ("input", "system")),
     "prompt": ("prompt/completion", ("system",)), "question": ("question/answer", ("system",)), "text": ("rendered text", ()),
 }  # fmt: skip
-_WRITTEN = {"id", "topics", "messages", "self", "side", "row_id", "topic"}  # fields that a row has anyway, or cannot be given
+_WRITTEN = {"id", "topics", "messages"}  # fields that a row has anyway
 _SHOWN = 400  # characters of a message in the preview
 _COUNTED = 100_000  # rows whose tokens are counted, evenly spread: about half a minute
 _CHARACTERS = 4  # of a token of English

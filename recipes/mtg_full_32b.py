@@ -223,7 +223,7 @@ def main(**overrides):
         with run.recording(log.warnings, active=log.is_rank_0()):
             with memory.advice(**settings.values):
                 kept.train(checkpoint, steps)  # resumes, commits, uploads, heeds signals
-            figures = watching.figures(trainer)  # refuses a NaN loss
+            figures = watching.figures(trainer, data.statistics)  # refuses a NaN loss
             figures |= full_training.finish(trainer, run, test or validation or train, dtype, settings.values)
             figures |= full_training.test(trainer, test)
             if log.is_rank_0():

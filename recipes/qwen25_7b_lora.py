@@ -135,9 +135,7 @@ def main(**overrides):
     where = (place.parent, place.name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)
     before = None
     if not settings.plan:
-        resume.check(*where[1:], constant="OUTPUT_DIR")  # a wrong name, path or key is said now
-        if OUTPUT_DIR and not RESUME_FROM_CHECKPOINT and not launch.is_distributed():
-            resume.require_new(place)
+        resume.check(*where[1:], directory=OUTPUT_DIR)  # a wrong name, path or key is said now
         before = resume.peek(*where)
     sized = sizing.decide(settings, globals(), GPU_PRESETS, "RTX 4090", before)
     settings.decide(globals(), "twice LORA_R", LORA_ALPHA=2 * LORA_R)
@@ -145,17 +143,11 @@ def main(**overrides):
 
     def prepare(directory):  # runs once, in a process of its own, before any rank starts; later runs find the cache
         rows, report = chat_rows.read(TRAIN_FILES, bad_rows=BAD_ROWS, split_by="id" if files else SPLIT_BY)
-        if files:
-            seen = mixing.seen_as("training", rows)
-            parts = [rows, *(mixing.held_out_rows(n, f, seen, report, BAD_ROWS) if f else [] for n, f in files.items())]
-        else:
-            parts = mixing.split(rows, HELD_OUT, seed=SEED, report=report)
-        parts = dict(zip(("train", "validation", "test"), parts, strict=True))
+        parts = mixing.sides(rows, report, VALIDATION_FILE, TEST_FILE, HELD_OUT, SEED, BAD_ROWS)
         parts["train"] = mixing.weigh(parts["train"], TRAIN_FILES, seed=SEED)
         tokenised.encode(directory, parts, report, model_name, MODEL_REVISION, MAX_SEQ_LENGTH, BAD_ROWS, TRAIN_FILES)
 
-    files = {"validation": VALIDATION_FILE, "test": TEST_FILE} if VALIDATION_FILE or TEST_FILE else {}
-    named = [*TRAIN_FILES, *(file for file in files.values() if file)]
+    files = [file for file in (VALIDATION_FILE, TEST_FILE) if file]
     names = ("TRAIN_FILES", "VALIDATION_FILE", "TEST_FILE", "HELD_OUT", "SPLIT_BY", "SEED", "BAD_ROWS", "MAX_SEQ_LENGTH")
     prepared = {name: settings.values[name] for name in names}
     held_out = EVAL_STRATEGY != "no" and bool(VALIDATION_FILE or (not files and HELD_OUT))
@@ -172,10 +164,12 @@ def main(**overrides):
 
     if settings.plan:  # from what is on this machine; builds nothing
         tokenizer = hub.local_tokenizer(MODEL_NAME, MODEL_REVISION)
-        cached = tokenised.find(prepare, named, tokenizer, **prepared)
-        log.say(f"sized by  {sized}" if sized else "sized by  the constants") if not settings.json else None
+        cached = tokenised.find(prepare, [*TRAIN_FILES, *files], tokenizer, **prepared)
+        if sized and not settings.json:
+            log.say(f"sized by  {sized}")
         own, share = "cpu" if settings.tiny else "RTX 4090", 0.0 if files else HELD_OUT
-        return forecast.show(job(MODEL_NAME), MODEL_NAME, settings, own, TRAIN_FILES, share, BAD_ROWS, tokenizer, cached, VALIDATION_FILE)
+        return forecast.show(job(MODEL_NAME), MODEL_NAME, settings, own, TRAIN_FILES, share, BAD_ROWS, tokenizer, cached, VALIDATION_FILE,
+                             needs_bf16=BF16)  # fmt: skip
 
     ds_config = None  # one process needs no ZeRO, unless it goes on from what several wrote
     if launch.is_distributed() or (before and before["sharded"]):
@@ -194,7 +188,7 @@ def main(**overrides):
     rope_scaling, scaled = positions.require(directory, MAX_SEQ_LENGTH, MODEL_NAME)  # refuses rows longer than the model's positions
     base_gib = hub.weights_gib(model_name, MODEL_REVISION)
     expected = None if settings.no_plan else forecast.require(job, model_name, settings, BF16)  # stops what cannot fit, with the fix
-    data = tokenised.once(prepare, named, directory, **prepared)
+    data = tokenised.once(prepare, [*TRAIN_FILES, *files], directory, **prepared)
     log.say_once(tokenised.describe(data.statistics))
     forecast.announce(expected, MODEL_NAME, data)
     launch.prepare_process()
@@ -278,7 +272,7 @@ def main(**overrides):
     with kept.secured():  # whatever happens from here on, what is committed gets to the store
         with run.recording(log.warnings, active=log.is_rank_0()):
             micro_batch.train(kept, checkpoint, steps, AUTO_BATCH)  # resumes, commits, uploads, heeds signals, shrinks
-            figures = watching.figures(trainer)  # refuses a NaN loss
+            figures = watching.figures(trainer, data.statistics)  # refuses a NaN loss
             if log.is_rank_0():  # under ZeRO-2 every rank holds the whole adapter
                 models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.final_model, before)
                 run_directory.write_json(run.final_model / "constants.json", settings.values)

@@ -228,7 +228,7 @@ def main(**overrides):
         with run.recording(log.warnings, active=log.is_rank_0()):
             with memory.advice(**settings.values):
                 kept.train(checkpoint, steps)  # resumes, commits, uploads, heeds signals
-            figures = watching.figures(trainer)  # refuses a NaN loss
+            figures = watching.figures(trainer, data.statistics)  # refuses a NaN loss
             if log.is_rank_0():  # under ZeRO-2 every rank holds the whole adapter
                 models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.final_model, before)
                 run_directory.write_json(run.final_model / "constants.json", settings.values)

@@ -32,6 +32,21 @@ ELSEWHERE = {
     "python recipes/llama32_qlora.py --resume-from-checkpoint gs://bucket/runs/llama32_qlora": "tests/recipes: from a store",
     "bash eval/eval_all_checkpoints.sh": "tests/eval: the newest run",
     "bash eval/eval_all_checkpoints.sh outputs/llama32_qlora": "tests/conftest.py",
+    **{
+        f"python prepare/chat_files.py --files data/faq.csv{dry}": "tests/recipes/test_qwen25_7b_lora.py: from raw rows"
+        for dry in ("", " --dry-run")
+    },
+    **{
+        f"python recipes/qwen25_7b_lora.py {flags}": "tests/recipes/test_qwen25_7b_lora.py, with --tiny"
+        for flags in (
+            "--output-dir outputs/faq", "--config my_config.yaml", "--config my_config.yaml --learning-rate 3e-4 --num-epochs 5",
+            "--config my_config.yaml --resume-from-checkpoint outputs/my_run/checkpoint-100",
+        )
+    },
+    "python recipes/qwen25_7b_lora.py --plan": "tests/common/test_sizing.py",
+    "python recipes/qwen25_7b_lora.py --model-name Qwen/Qwen2.5-14B-Instruct": "tests/common/test_sizing.py: every row fits both",
+    "bash eval/eval_all_checkpoints.sh outputs/faq": "tests/recipes/test_qwen25_7b_lora.py",
+    "from unsloth import FastLanguageModel": "needs a GPU and the network",
     "python recipes/mtg_full_32b.py": "tests/recipes/test_mtg_full_32b.py, with --tiny",
     "python recipes/mtg_full_32b.py --tiny": "tests/recipes/test_mtg_full_32b.py, in other numbers of steps",
     "python recipes/mtg_full_32b.py --plan --tokens 1.41e9": "tests/recipes/test_mtg_full_32b.py: the docstring's figures",

@@ -1,5 +1,6 @@
 """The table of lengths is what its header claims, and the measurement runs on both sides."""
 
+import json
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,34 @@ def test_a_sample_has_the_mean_of_the_table(throughput):
     assert sample != throughput.conversations(64, shrink=1, seed=0)
 
 
+def test_the_table_has_what_both_sides_report(throughput, monkeypatch, capsys, tmp_path):
+    """`python bench/throughput.py --quick`, but for the training: of the table's arithmetic, and of sides that trained on other rows."""
+    found = {"recipe": {"seconds": 2.0, "cpu_seconds": 2.0, "all": 8_000, "first_loss": 8.31, "last_loss": 8.2, "loss_type": "nll"},
+             "stock": {"seconds": 4.0, "cpu_seconds": 5.0, "all": 12_000, "first_loss": 8.3, "last_loss": 8.25, "loss_type": "chunked"}}  # fmt: skip
+    jobs = []
+
+    def measured(job):
+        jobs.append(job | {"given": json.loads(Path(job["rows"]).read_text())})
+        return {"tokens": 6_000, "labels": 900, "rows": 24, "threads": 1, **found[job["side"]]}
+
+    monkeypatch.setattr(throughput, "measure", measured)
+    monkeypatch.setattr(throughput, "build_model", lambda *_: 0.9)
+    monkeypatch.syspath_prepend(str(BENCH))  # as for a script
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "--quick"])
+    monkeypatch.chdir(tmp_path)
+    throughput.main()
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| 4 x 1 |"))
+    assert [cell.strip() for cell in row.strip("|").split("|")][1:] == [
+        "3,000", "1,500", "2.00", "2.50", "25.0%", "50.0%", "8.31 to 8.20", "8.30 to 8.25",
+    ]  # fmt: skip
+    assert [job["side"] for job in jobs] == ["recipe", "stock"] and jobs[0]["given"] == jobs[1]["given"] and len(jobs[0]["given"]) == 24
+    assert not list(tmp_path.iterdir())
+    found["stock"]["labels"] = 901
+    with pytest.raises(SystemExit, match="the sides trained on different data"):
+        throughput.main()
+
+
+@pytest.mark.soak
 def test_quick_measures_both_sides(tmp_path):
     done = subprocess.run([sys.executable, BENCH / "throughput.py", "--quick"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -59,6 +59,7 @@ def training(run, width=8, limit=3, uri=None, keep_local=True, **arguments):
 
 def train(directory, name, interrupt_at=None, number=None):
     """Train or go on; at the forward pass `interrupt_at` of this process it sends itself the signal `number`."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal; what runs the tests may ignore it
     signals.listen()
     run, checkpoint = resume.open_run(directory, name, "auto")
     run.begin(CONSTANTS, command="python example.py")
@@ -105,13 +106,13 @@ def in_a_process(function, *arguments):
 
 def everywhere(directory, stride):
     """Interrupt at every `stride`-th forward pass, go on, compare with the run nobody interrupted; prints a line of JSON for each."""
-    kinds = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGUSR1)
+    kinds = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
     train(directory, "whole")  # in this process, so that no fork has to import anything
     log.close()
     gc.freeze()  # a collection would copy all of it in every fork
     whole = read_json(directory / "whole.json")
     for place in range(1, whole["passes"] + 1, stride):
-        number, name = kinds[place // stride % 4], f"at{place}"
+        number, name = kinds[place // stride % len(kinds)], f"at{place}"
         code = in_a_process(train, directory, name, place, number)
         saved = sorted(p.name for p in (directory / name).glob("*checkpoint-*"))
         again = in_a_process(train, directory, name)

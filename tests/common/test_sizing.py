@@ -40,6 +40,10 @@ def test_every_row_fits_with_both_models_and_says_what_they_take(name):
     said = comments()[name]
     assert said.startswith(f"{both[0][0]:.1f} and {both[1][0]:.1f} of {gpu.memory_gib:.1f}"), f"{both}: {said}"
     row = dict(zip(PRESETS["GPU"], PRESETS[name], strict=True))
+    weights, rows = "4 bit" if row["LOAD_IN_4BIT"] else "16 bit", f"{row[sizing.BATCH[0]]} x {row[sizing.BATCH[1]]}"
+    told = f"{row['MAX_SEQ_LENGTH']:,} | {dict(unsloth='with offloading', true='yes', none='no')[row['GRADIENT_CHECKPOINTING']]}"
+    sizes = f"{both[0][0]:.1f} and {both[1][0]:.1f} of {gpu.memory_gib:.1f} |"
+    assert f"| {weights} | {row['LORA_R']} | {rows} | {told} | {sizes}" in (ROOT / "README.md").read_text()
     assert row["PER_DEVICE_TRAIN_BATCH_SIZE"] * row["GRADIENT_ACCUMULATION_STEPS"] == 16
 
 
@@ -124,7 +128,14 @@ def test_without_a_gpu(decided):
     with pytest.raises(Refusal, match="no GPU was found here, by which LOAD_IN_4BIT, LORA_R, .* would be chosen; --tiny runs"):
         decided(gpu=None)
     assert decided(gpu=None, plan=True)[2].startswith("RTX 4090, 24.0 GiB: ")
+    assert decided(gpu=None, prefetch=True)[2], "a login node has none"
     assert decided(gpu=None, plan=True, gpus="2xH200")[0].MAX_SEQ_LENGTH == 4096
+
+
+def test_a_part_of_a_gpu_is_not_sized_by_the_whole(decided, monkeypatch):
+    monkeypatch.setattr(hardware, "is_mig", lambda: True)
+    with pytest.raises(Refusal, match=r"the GPU is divided \(MIG\).*; set LOAD_IN_4BIT, "):
+        decided()
 
 
 def test_a_run_that_goes_on_keeps_what_it_had_on_another_gpu(decided):

@@ -46,7 +46,7 @@ def test_a_signal_ends_it_with_75_and_a_checkpoint_a_kill_with_what_was_there(ev
         else:
             assert facts["passes"] <= places.stop - facts["place"] + 4, "no more is done again than a step and an evaluation"
             assert facts["saved"] or facts["place"] <= 2
-    assert {facts["signal"] for facts in found} == {"SIGTERM", "SIGINT", "SIGUSR1", "SIGKILL"}
+    assert {facts["signal"] for facts in found} == {"SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGKILL"}
 
 
 def test_an_evaluation_draws_no_random_numbers_from_training(tmp_path):

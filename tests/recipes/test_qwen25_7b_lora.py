@@ -265,7 +265,9 @@ def test_an_output_directory_that_holds_something_else(learned, main, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("x")
     assert "holds other things (todo.txt); name a directory that is new or empty" in refuse(tmp_path / "notes")
-    assert "OUTPUT_DIR is 'my run'" in refuse(tmp_path / "my run")
+    assert "its last part is the run's name: letters, digits" in refuse(tmp_path / "my run")
+    with pytest.raises(Refusal, match="a run goes on in its own directory: leave OUTPUT_DIR out, or set it to"):
+        main(tiny=True, output_dir=str(tmp_path / "new"), resume_from_checkpoint=str(learned.run.checkpoints()[0][1]))
 
 
 def test_rows_that_cannot_be_used(refused, tmp_path):
