@@ -28,9 +28,9 @@ _groups = {}  # the gloo group by the default group it was made beside
 def command(main):
     """Run a recipe's `main()` as a command, in a rank as well, and end the process with the exit code the caller sees.
 
-    0: done. 2: refused, in a sentence. 75: stopped politely by SIGTERM, SIGINT, SIGUSR1 or SIGHUP, or because its launcher vanished, and saved
-    where there was something to save; with --resume-from-checkpoint auto it goes on. 128 + n: ended at once by signal n, which came a
-    second time. 137: a rank was killed. 1: a bug, with its traceback.
+    0: done. 2: refused, in a sentence. 75: stopped politely by SIGTERM, SIGINT, SIGUSR1 or SIGHUP, or because its launcher vanished, and
+    saved where there was something to save; with --resume-from-checkpoint auto it goes on. 128 + n: ended at once by signal n, which came
+    a second time. 137: a rank was killed. 1: a bug, with its traceback.
 
     So it is for one process, for srun's tasks, and for `python recipes/x.py` on several GPUs whichever of its processes is signalled.
     Under `deepspeed` and `torchrun` the ranks do the same, and save as long as they need, but the code is the launcher's. A signal to a

@@ -41,7 +41,8 @@ def test_every_row_fits_with_both_models_and_says_what_they_take(name):
     assert said.startswith(f"{both[0][0]:.1f} and {both[1][0]:.1f} of {gpu.memory_gib:.1f}"), f"{both}: {said}"
     row = dict(zip(PRESETS["GPU"], PRESETS[name], strict=True))
     weights, rows = "4 bit" if row["LOAD_IN_4BIT"] else "16 bit", f"{row[sizing.BATCH[0]]} x {row[sizing.BATCH[1]]}"
-    told = f"{row['MAX_SEQ_LENGTH']:,} | {dict(unsloth='with offloading', true='yes', none='no')[row['GRADIENT_CHECKPOINTING']]}"
+    checkpointing = {"unsloth": "with offloading", "true": "yes", "none": "no"}[row["GRADIENT_CHECKPOINTING"]]
+    told = f"{row['MAX_SEQ_LENGTH']:,} | {checkpointing}"
     sizes = f"{both[0][0]:.1f} and {both[1][0]:.1f} of {gpu.memory_gib:.1f} |"
     assert f"| {weights} | {row['LORA_R']} | {rows} | {told} | {sizes}" in (ROOT / "README.md").read_text()
     assert row["PER_DEVICE_TRAIN_BATCH_SIZE"] * row["GRADIENT_ACCUMULATION_STEPS"] == 16
