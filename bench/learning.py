@@ -2,12 +2,14 @@
 
     python bench/learning.py                   nine minutes on two cores; writes bench/results/learning.md
     python bench/learning.py --long-context    five more, of qwen3_4b_longctx; writes bench/results/learning_long_context.md
+    python bench/learning.py --own-data        three more, of qwen25_7b_lora; writes bench/results/learning_own_data.md
 
-llama32_qlora: every seed holds out other question templates, and starts another adapter. It counts as learned where the 95 % intervals
-of base and tuned model do not overlap, in loss and in ROUGE-L. mtg_full_32b, in two ranks under ZeRO-3: every seed has another order of
-rows. It counts as learned where most facts are answered exactly in words never trained on, of which the base answers hardly any.
-qwen3_4b_longctx: every seed starts another adapter and has another order of rows. It counts as learned where, at each place of the
-documents, the interval of the facts named lies above the base's, and above a half. The exit code is 1 where one seed did not learn.
+llama32_qlora and qwen25_7b_lora: every seed holds out other question templates, and starts another adapter. It counts as learned where
+the 95 % intervals of base and tuned model do not overlap, in loss and in ROUGE-L. mtg_full_32b, in two ranks under ZeRO-3: every seed has
+another order of rows. It counts as learned where most facts are answered exactly in words never trained on, of which the base answers
+hardly any. qwen3_4b_longctx: every seed starts another adapter and has another order of rows. It counts as learned where, at each place
+of the documents, the interval of the facts named lies above the base's, and above a half. The exit code is 1 where one seed did not
+learn.
 """
 
 import argparse
@@ -31,7 +33,8 @@ AT = "fact_recall_"
 def learn(seed, home, recipe="llama32_qlora"):
     """{"base": metrics, "final_model": metrics, "rows", "groups"} of one seed's tiny run in `home`."""
     name = f"{recipe}-{seed}"
-    flags = ["--tiny", "--seed", str(seed), "--output-dir", str(home), "--run-name", name, "--no-merge", "--report-to", "[]"]
+    place = [str(home / name)] if recipe == "qwen25_7b_lora" else [str(home), "--run-name", name]
+    flags = ["--tiny", "--seed", str(seed), "--no-merge", "--report-to", "[]", "--output-dir", *place]
     subprocess.run([sys.executable, f"recipes/{recipe}.py", *flags], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     judge = [sys.executable, "eval/eval_checkpoint.py", "--checkpoint", str(home / name / "final_model")]
     subprocess.run(judge, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -71,9 +74,24 @@ def apart(found):
 
 
 def table(results, facts):
+    lines = ["# What the tiny recipes learn, over three seeds", "", machine(), "", "## llama32_qlora", "", *answered(results)]
+    lines += [
+        "", "## mtg_full_32b, two ranks under ZeRO-3", "",
+        "Facts of 100 invented cards, trained in six wordings each and asked in a seventh (validation) and an eighth (test); 300 questions",
+        "each. The share of answers that are exactly right:", "",
+        "| seed | base | validation | test |", "|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [f"| {seed} | {found['before']:.1%} | {found['valid']:.1%} | {found['test']:.1%} |" for seed, found in facts.items()]
+    return "\n".join(lines) + "\n"
+
+
+def own_table(results):
+    return "\n".join(["# What the tiny qwen25_7b_lora learns, over three seeds", "", machine(), "", *answered(results)]) + "\n"
+
+
+def answered(results):
+    """The lines on questions that are answered before and after."""
     lines = [
-        "# What the tiny recipes learn, over three seeds", "", machine(), "",
-        "## llama32_qlora", "",
         "Held-out rows of question templates never trained on; mean [95 % bootstrap interval over templates]. Loss in nats per answer",
         "token; numbers is the share of the reference's numbers that the answer has: the arithmetic of so small a model is mostly",
         "wrong.", "",
@@ -84,14 +102,7 @@ def table(results, facts):
             cells = [cell(found[model][metric]) for metric in ("loss", "rougeL", "numbers")]
             verdict = "" if model == "base" else "apart" if apart(found) else "overlap"
             lines.append(f"| {seed} | {found['rows']}, {found['groups']} | {model} | {' | '.join(cells)} | {verdict} |")
-    lines += [
-        "", "## mtg_full_32b, two ranks under ZeRO-3", "",
-        "Facts of 100 invented cards, trained in six wordings each and asked in a seventh (validation) and an eighth (test); 300 questions",
-        "each. The share of answers that are exactly right:", "",
-        "| seed | base | validation | test |", "|---|---|---|---|",
-    ]  # fmt: skip
-    lines += [f"| {seed} | {found['before']:.1%} | {found['valid']:.1%} | {found['test']:.1%} |" for seed, found in facts.items()]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def long_table(results):
@@ -123,20 +134,23 @@ def machine():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--long-context", action="store_true", help="qwen3_4b_longctx alone")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--long-context", action="store_true", help="qwen3_4b_longctx alone")
+    one.add_argument("--own-data", action="store_true", help="qwen25_7b_lora alone")
     given = parser.parse_args()
-    output = given.output or ROOT / "bench" / "results" / f"learning{'_long_context' * given.long_context}.md"
+    output = given.output or ROOT / "bench/results" / f"learning{'_long_context' * given.long_context}{'_own_data' * given.own_data}.md"
     with tempfile.TemporaryDirectory() as home:
-        if given.long_context:
-            long = {seed: learn(seed, Path(home), "qwen3_4b_longctx") for seed in SEEDS}
-            output.write_text(long_table(long), encoding="utf-8")
-            print(long_table(long))
-            return 0 if all(map(named, long.values())) else 1
-        results = {seed: learn(seed, Path(home)) for seed in SEEDS}
-        facts = {seed: recall(seed, Path(home)) for seed in SEEDS}
-    output.write_text(table(results, facts), encoding="utf-8")
-    print(table(results, facts))
-    return 0 if all(map(apart, results.values())) and all(map(recalled, facts.values())) else 1
+        if given.long_context or given.own_data:
+            recipe, write, learned = ("qwen3_4b_longctx", long_table, named) if given.long_context else ("qwen25_7b_lora", own_table, apart)
+            results, facts = {seed: learn(seed, Path(home), recipe) for seed in SEEDS}, {}
+            text = write(results)
+        else:
+            results, learned = {seed: learn(seed, Path(home)) for seed in SEEDS}, apart
+            facts = {seed: recall(seed, Path(home)) for seed in SEEDS}
+            text = table(results, facts)
+    output.write_text(text, encoding="utf-8")
+    print(text)
+    return 0 if all(map(learned, results.values())) and all(map(recalled, facts.values())) else 1
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.soak
-def test_three_seeds_learn(tmp_path):
-    command = [sys.executable, "bench/learning.py", "--output", str(tmp_path / "learning.md")]
+@pytest.mark.parametrize("flags", [[], ["--own-data"]], ids=["all", "own data"])
+def test_three_seeds_learn(tmp_path, flags):
+    command = [sys.executable, "bench/learning.py", *flags, "--output", str(tmp_path / "learning.md")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "learning.md").read_text().count("| apart |") == 3
