@@ -2,7 +2,7 @@
 
 import gc
 
-from common import memory
+from common import memory, models
 from common.log import say, warn
 from common.refusal import Refusal
 from common.run_directory import step_of, write_json
@@ -32,6 +32,7 @@ def _shrink(kept, smaller):
 
     trainer, args, before = kept.trainer, kept.trainer.args, kept.constants["PER_DEVICE_TRAIN_BATCH_SIZE"]
     trainer.model.zero_grad(set_to_none=True)
+    models.reset_offloading()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -124,6 +124,13 @@ def train_in_fp32(model):
             parameter.data = parameter.data.float()
 
 
+def reset_offloading():
+    """Bring Unsloth's offloading of activations back to its beginning: it counts layers and buffers, which a step that broke off left
+    halfway. After a training that ended well Unsloth does it itself. Nothing to do on a CPU."""
+    if offloading := sys.modules.get("unsloth_zoo.gradient_checkpointing"):
+        offloading.reset_unsloth_gradient_checkpointing_buffers()
+
+
 def count_parameters(model):
     """(all, trainable); a 4-bit tensor counts the numbers it holds, two to a byte."""
     total = trainable = 0

@@ -4,13 +4,16 @@
         process = warm.start(["recipes/x.py", "--tiny"], environment, output)   # poll, wait, kill, send_signal and pid as Popen has them
 
 A fork runs the whole file as `__main__`, with its own arguments, environment, session and output. What is not as in a fresh
-interpreter: the seed of Python's hashes is that of the one process, and what `child_process` would fork runs in the process itself.
-So the first start of anything is better a fresh one.
+interpreter: the seed of Python's hashes is that of the one process, what `child_process` would fork runs in the process itself, and
+the modules that it would start (`python -m common.merging`, `common.saved_logits`) are forks too, of a process that has imported plain
+transformers and never Unsloth. So the first start of anything is better a fresh one.
 """
 
 import json
 import os
+import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +21,9 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 from object_store import free_port
 from user_commands import ROOT, user_environment
@@ -32,7 +37,7 @@ class WarmStart:
         place = Path(self._home.name)
         environment = {**user_environment(place), "OMP_NUM_THREADS": "1", "UNSLOTH_COMPILE_LOCATION": str(place / "compiled")}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, text=True, **pipes)
+        self._process = subprocess.Popen([sys.executable, __file__, str(place / "plain")], cwd=ROOT, env=environment, text=True, **pipes)
         self._lock, self._count = threading.Lock(), 0
 
     def __enter__(self):
@@ -101,6 +106,12 @@ class Started:
 
 def serve():
     """Import; then, for each line of stdin, fork a process that runs what it asks for, and say its pid."""
+    plain = sys.argv[1]
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(plain)
+        listening.listen()
+        if os.fork() == 0:  # before anything is imported
+            serve_modules(listening)
     from common import launch
 
     answers = os.dup(1)
@@ -110,11 +121,10 @@ def serve():
     import torch  # noqa: F401
     from trl import SFTConfig, SFTTrainer  # noqa: F401
 
-    from common import batches, checkpoints, merging, model_card, models, report, tracking, watching  # noqa: F401
+    from common import batches, checkpoints, child_process, merging, model_card, models, report, tracking, watching  # noqa: F401
 
-    threads = sorted(file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm"))
-    threads = [name for name in threads if name != "jemalloc_bg_thd"]  # of pyarrow's allocator, which sees to forks
-    assert len(threads) == 1, f"a fork would lack all but one of {threads}"
+    child_process.subprocess = SimpleNamespace(run=partial(run_module, plain))
+    require_one_thread()
     for line in sys.stdin:
         request = json.loads(line)
         sys.stdout.flush()
@@ -124,6 +134,57 @@ def serve():
                 keep(request, answers)
             os._exit(0)
         os.waitpid(keeper, 0)
+
+
+def require_one_thread():
+    threads = sorted(file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm"))
+    threads = [name for name in threads if name != "jemalloc_bg_thd"]  # of pyarrow's allocator, which sees to forks
+    assert len(threads) == 1, f"a fork would lack all but one of {threads}"
+
+
+def serve_modules(listening):
+    """For each connection, fork a process that runs the module it asks for and answers its exit code; ends with the process above."""
+    parent, nothing = os.getppid(), os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0), os.dup2(nothing, 1)
+    listening.settimeout(0.5)
+    while os.getppid() == parent:
+        with suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        try:
+            connection, _ = listening.accept()
+        except TimeoutError:
+            continue
+        if "torch" not in sys.modules:  # the first one
+            from common import hardware
+
+            hardware.prepare_torch()
+            import peft  # noqa: F401
+            import torch  # noqa: F401
+            from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+            require_one_thread()
+        if os.fork() == 0:
+            pid = os.fork()
+            if pid == 0:
+                request = json.loads(connection.makefile().readline())
+                os.chdir(request["directory"])
+                become(request, lambda: runpy.run_module(request["arguments"][0], run_name="__main__", alter_sys=True))
+            connection.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
+            os._exit(0)
+        connection.close()
+    os._exit(0)
+
+
+def run_module(plain, command, env, **_):
+    """What `subprocess.run([python, "-m", module, …], env=env, capture_output=True, text=True)` returns, of the process above."""
+    assert command[:2] == [sys.executable, "-m"], command
+    with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as connection:
+        out, err = Path(place, "out"), Path(place, "err")
+        connection.connect(plain)
+        request = {"arguments": command[2:], "environment": env, "directory": os.getcwd(), "output": str(out), "errors": str(err)}
+        connection.sendall((json.dumps(request) + "\n").encode())
+        code = int(connection.makefile().readline())
+        return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
 
 
 def keep(request, answers):
@@ -141,23 +202,24 @@ def keep(request, answers):
     os._exit(0)
 
 
-def become(request):
-    """Be the script: its arguments, environment, session, output, and the end that a Python process has."""
-    import runpy
-
+def become(request, work=None):
+    """Be the script, or what `work()` runs: its arguments, environment, session, output, and the end that a Python process has."""
     os.setsid()
-    nothing, output = os.open(os.devnull, os.O_RDONLY), os.open(request["output"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    for source, stream in ((nothing, 0), (output, 1), (output, 2)):
+    nothing, output = os.open(os.devnull, os.O_RDONLY), written(request["output"])
+    for source, stream in ((nothing, 0), (output, 1), (written(request["errors"]) if "errors" in request else output, 2)):
         os.dup2(source, stream)
     ours = os.environ["UNSLOTH_COMPILE_LOCATION"]
     os.environ.clear()
     os.environ.update(request["environment"], UNSLOTH_COMPILE_LOCATION=ours)
     tempfile.tempdir = None
-    script = request["arguments"][0]
-    sys.argv, sys.path[0] = request["arguments"], str((ROOT / script).parent)
+    script, sys.argv = request["arguments"][0], request["arguments"]
     code = 1
     try:
-        runpy.run_path(script, run_name="__main__")
+        if work:
+            work()
+        else:
+            sys.path[0] = str((ROOT / script).parent)
+            runpy.run_path(script, run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -171,6 +233,10 @@ def become(request):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def written(path):
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
 
 if __name__ == "__main__":
