@@ -48,6 +48,14 @@ class Resolved(switches.Switches):
                 self.values[name] = namespace[name] = value
                 self.origins[name] = why
 
+    def leave_out(self, namespace, why, *names, beside):
+        """Make constants None that were left as in the file where `beside`, to which the file's values belong, was set otherwise."""
+        if self.origins[beside] in ("config", "flag"):
+            for name in names:
+                if self.origins[name] == "file":
+                    self.values[name] = namespace[name] = None
+                    self.origins[name] = why
+
     def show(self):
         """The table printed once at the start; what did not come from the file says from where."""
         width = max(map(len, self.values))

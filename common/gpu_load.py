@@ -6,7 +6,7 @@ from common import hardware
 
 
 class GpuLoad:
-    """Asks every `seconds` between `start` and `end`; ends by itself where nvidia-smi does not tell. A second `start` ends the first."""
+    """Asks every `seconds` between `start` and `end`; ends by itself where nvidia-smi never tells. A second `start` ends the first."""
 
     def __init__(self, seconds=5):
         self.seconds, self.shares, self.ended = seconds, [], threading.Event()
@@ -25,6 +25,11 @@ class GpuLoad:
         return sum(shares) / len(shares) if shares else None
 
     def _ask(self, ended):
-        while not ended.is_set() and (share := hardware.utilisation()) is not None:
-            self.shares.append(share)
+        left = 1  # failures until it is given up: of a machine that told once, and may be busy, more
+        while not ended.is_set():
+            share = hardware.utilisation()
+            left = left - 1 if share is None else 10
+            if not left:
+                break
+            self.shares += [] if share is None else [share]
             ended.wait(self.seconds)

@@ -35,31 +35,43 @@ def fit(steps, warmup_steps, eval_steps, save_steps):
     return found, said
 
 
-def require(save_strategy, save_steps, eval_strategy, eval_steps):
-    """`Refusal` for steps between checkpoints beside a strategy that has none; sentences on what is not used."""
+def require(save_strategy, save_steps, eval_strategy, eval_steps, best=False):
+    """`Refusal` for strategies and steps that contradict each other; sentences on what is not used.
+
+    best: whether the best saved step is to be chosen, for which every save needs an evaluation.
+    """
     if save_strategy == "epoch" and save_steps:
         raise Refusal(f'SAVE_STRATEGY is "epoch" and SAVE_STEPS is {save_steps}; a checkpoint comes after each epoch or after so many '
                       'steps: leave SAVE_STEPS out (none), or set SAVE_STRATEGY = "steps"')  # fmt: skip
+    last = "or set LOAD_BEST_MODEL_AT_END = False"
+    if best and eval_strategy not in ("no", save_strategy):
+        raise Refusal(f'SAVE_STRATEGY is "{save_strategy}" and EVAL_STRATEGY "{eval_strategy}"; a checkpoint without its held-out loss '
+                      f"cannot be the best: make them equal, {last}")  # fmt: skip
+    if best and eval_strategy == "steps" and save_steps and eval_steps and save_steps % eval_steps:
+        raise Refusal(f"SAVE_STEPS = {save_steps} is no multiple of EVAL_STEPS = {eval_steps}; a checkpoint without its held-out loss "
+                      f"cannot be the best: change one, {last}")  # fmt: skip
     unused = eval_steps and eval_strategy != "steps"
     return [f'EVAL_STEPS = {eval_steps} is not used: EVAL_STRATEGY is "{eval_strategy}"'] if unused else []
 
 
 def place(trainer, save_strategy, save_steps, eval_strategy, eval_steps):
-    """Set the trainer's save_steps and eval_steps; what was not as the constants say, in sentences.
+    """Set the trainer's save_steps and eval_steps; what was left open and is not `EVERY`, in a list of sentences.
 
-    A strategy is "no", "steps" or "epoch", which comes in steps too: those of an epoch. None steps are `EVERY`. Where the best saved step
-    is to be chosen, every save has an evaluation.
+    A strategy is "no", "steps" or "epoch", which comes in steps too: those of an epoch. Steps that are None are `EVERY`, a quarter of a
+    run that would not reach these twice, or fit the other one, so that every save has an evaluation.
     """
     args, rows = trainer.args, len(trainer.train_dataset)
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     there_are, epoch = steps(rows, rows_per_step, args.num_train_epochs, args.max_steps), steps(rows, rows_per_step, 1, -1)
-    evaluates = args.eval_strategy != "no"
-    by_steps = {"eval": (eval_steps or EVERY) if evaluates and eval_strategy == "steps" else None,
-                "save": (save_steps or EVERY) if save_strategy == "steps" else None}  # fmt: skip
-    fitted, said = fit(there_are, 0, by_steps["eval"], by_steps["save"])
-    args.save_steps, args.eval_steps = fitted["save_steps"] or epoch, fitted["eval_steps"] or (epoch if evaluates else None)
-    if args.load_best_model_at_end and args.save_steps % args.eval_steps:
-        said.append(f"EVAL_STEPS is {args.save_steps}, as SAVE_STEPS, in place of {args.eval_steps}: a checkpoint without its held-out "
-                    "loss could not be the best")  # fmt: skip
-        args.eval_steps = args.save_steps
+    usual = EVERY if there_are >= 2 * EVERY else max(1, there_are // QUARTERS)
+    evaluates, said = args.eval_strategy != "no", []
+    if evaluates:
+        fits_saves = usual if not save_steps or save_steps % usual == 0 else save_steps
+        args.eval_steps = epoch if eval_strategy == "epoch" else eval_steps or fits_saves
+    fits_evaluations = max(1, round(usual / args.eval_steps)) * args.eval_steps if evaluates else usual
+    args.save_steps = epoch if save_strategy == "epoch" else save_steps or fits_evaluations
+    if save_strategy == "steps" and not save_steps and args.save_steps != EVERY:
+        said.append(f"SAVE_STEPS is {args.save_steps}, of {there_are:,} steps")
+    if evaluates and eval_strategy == "steps" and not eval_steps and args.eval_steps != EVERY:
+        said.append(f"EVAL_STEPS is {args.eval_steps}, of {there_are:,} steps")
     return said

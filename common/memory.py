@@ -29,8 +29,8 @@ def advice(**constants):
 
 def ran_out(error):
     """Whether an exception says that there was no memory left, on a GPU or on the host."""
-    text = str(error)
-    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in text or "out of memory" in text
+    said = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or any(words in str(error) for words in said)
 
 
 def smaller_batch(constants):

@@ -36,6 +36,7 @@ def _shrink(kept, smaller):
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # or the peak would stay that at which memory ran out
     checkpoint = kept.last_step()
     args.per_device_train_batch_size, args.gradient_accumulation_steps = smaller.values()
     trainer._train_batch_size = args.train_batch_size

@@ -16,7 +16,7 @@ CONSTANTS = (
     *("OPTIM", "WEIGHT_DECAY", "MAX_GRAD_NORM", "SEED"),
 )
 ADAPTER_OF = {"merged_model": "final_model"}
-QUESTION = 200  # characters; a longer one is no example
+QUESTION = "Hello"  # a card is published: no row of the data stands in it
 
 
 def write(directory, run):
@@ -142,17 +142,12 @@ def loading(facts, base, adapter, four_bit):
     lines += ["model = AutoModelForCausalLM.from_pretrained(", f'    {source}{options}, dtype=torch.bfloat16, device_map="auto",', ")"]
     lines += ["model = PeftModel.from_pretrained(model, MODEL)"] * adapter
     lines += ["tokenizer = AutoTokenizer.from_pretrained(MODEL)", ""]
-    lines += [f'messages = [{{"role": "user", "content": {yaml(question(facts))}}}]']
+    lines += [f'messages = [{{"role": "user", "content": {yaml(QUESTION)}}}]']
     lines += ["inputs = tokenizer.apply_chat_template(", f'    messages, date_string="{DATE}",  # of every prompt in training']
     lines += ['    add_generation_prompt=True, return_dict=True, return_tensors="pt",', ")"]
     lines += ["output = model.generate(**inputs.to(model.device), max_new_tokens=256, do_sample=False)"]
     lines += ['print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))']
     return fenced("python", *lines)
-
-
-def question(facts):
-    """A question of the kind that was learned, or a greeting where the held-out ones are long documents or there are none."""
-    return (plain(facts.question) if len(facts.question) <= QUESTION else "") or "Hello"
 
 
 def revision_of(facts, base):
@@ -173,7 +168,7 @@ def served(facts, base, adapter):
     parts = [
         f"From this directory.{merged} vLLM goes into an environment of its own, since it brings its own torch:",
         fenced("bash", alone or serving.vllm(whole, facts.name, length)),
-        fenced("bash", serving.curl(facts.name, question(facts), DATE)),
+        fenced("bash", serving.curl(facts.name, QUESTION, DATE)),
         'The same from transformers, after `pip install "transformers[serving]"`; there the request has no `"model"`, or this path:',
         fenced("bash", serving.transformers(whole)),
         "As GGUF for llama.cpp and Ollama, in the environment of the training on a GPU. Unsloth fetches llama.cpp, built or to be built "

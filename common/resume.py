@@ -24,7 +24,8 @@ def check(name, resume=None, uri=None, check_store=True, directory=None):
         becomes = path if directory else f"RUN_NAME is {name!r}; it becomes a directory"
         raise Refusal(f"{becomes}: letters, digits, '.', '_' and '-', beginning with a letter or digit")
     if directory and is_rank_0():
-        require_own(directory, resume)
+        from_store = remote_runs.named(resume)[1] if resume and "://" in resume else None
+        require_own(directory, resume, from_store)
     check_store = check_store and is_rank_0()
     if uri is not None:
         store = storage.open_store(uri)
@@ -38,28 +39,29 @@ def check(name, resume=None, uri=None, check_store=True, directory=None):
         require_checkpoint(resume)
 
 
-def peek(output_dir, name, resume=None, uri=None):
-    """The manifest of what `open_run` will probably go on from, without verifying it; None for a fresh run."""
+def peek(output_dir, name, resume=None, uri=None, exact=False):
+    """The manifest of what `open_run` will probably go on from, without verifying it; None for a fresh run. exact: as there."""
     if resume is None:
         return None
     if "://" in resume:
         return remote_runs.peek(*remote_runs.named(resume))
     if resume != "auto":
         return manifest.read(resume)
-    run = _newest_run_here(output_dir, name)
+    run = _newest_run_here(output_dir, name, exact)
     for _, checkpoint in reversed(run.whole_checkpoints() if run else []):
         with suppress(Refusal):  # `open_run` sets it aside and goes on from the one before
             return manifest.read(checkpoint)
     if not uri:
         return None
     store = storage.open_store(uri)
-    key = run.path.name if run else remote_runs.newest(store, name)
+    key = run.path.name if run else name if exact else remote_runs.newest(store, name)
     return remote_runs.peek(store, key) if key else None
 
 
-def open_run(output_dir, name, resume=None, uri=None):
+def open_run(output_dir, name, resume=None, uri=None, exact=False):
     """(RunDirectory, checkpoint to go on from or None). A fresh run never touches another one: it takes name-2, name-3, …
 
+    exact: this directory was given for this run alone: it is taken, or refused.
     resume: None starts afresh; "auto" continues the newest run of this name at its newest whole checkpoint, and starts
     afresh where there is none; a path, or the URI of a run or a checkpoint in a store, names what to go on from.
     uri: the store this run uploads to; "auto" looks there too and takes what is newer. On rank 0 only: it may read,
@@ -68,11 +70,13 @@ def open_run(output_dir, name, resume=None, uri=None):
     check(name, resume, uri, check_store=False)
     store = storage.open_store(uri) if uri else None
     if resume == "auto":
-        run, checkpoint = _newest_here(output_dir, name)
+        run, checkpoint = _newest_here(output_dir, name, exact)
         if store:
-            run, checkpoint = _newer_in_store(store, output_dir, name, run, checkpoint)
+            run, checkpoint = _newer_in_store(store, output_dir, name, run, checkpoint, exact)
         if run and (checkpoint or not run.final_model.exists()):
             return run, checkpoint
+        if run and exact:
+            raise Refusal(f"no checkpoint of {run.path} is whole, so nothing can be resumed; what it trained stays: name another directory")
         if run:
             warn(f"no checkpoint of {run.path} is whole, so nothing can be resumed; what it trained stays, this run takes another name")
     elif resume is not None:
@@ -84,22 +88,25 @@ def open_run(output_dir, name, resume=None, uri=None):
         if store:
             remote_runs.require_same(store, run)
         return run, checkpoint
-    return _open_fresh(Path(output_dir), name, store), None
+    return _open_fresh(Path(output_dir), name, store, exact), None
 
 
-def _open_fresh(output_dir, name, store):
+def _open_fresh(output_dir, name, store, exact):
     """A run whose name nobody else has: it is taken on this disk by a lock, and in the store by a run.json."""
     others = set()  # names that turned out to be somebody's
     while True:
+        if exact and others:
+            raise Refusal(f"OUTPUT_DIR {output_dir / name} is another run's, or its name is taken in the store; name another directory")
         here = {path.name for path in output_dir.glob(f"{name}*") if not RunDirectory(path).is_free()}
         there = {key for key in store.names() if not _is_ours(store, key, output_dir)} if store else set()
-        run = RunDirectory(output_dir / _free_name(name, here | there | others))
+        run = RunDirectory(output_dir / (name if exact else _free_name(name, here | there | others)))
         try:
             run.take()
         except InUse:  # by a start that does not train yet
             others.add(run.path.name)
             continue
         if not run.is_free():  # begun by another one in the meantime
+            others.add(run.path.name)
             continue
         claim = run.claimed(name)
         if store is None or store.claim(claim, f"{run.path.name}/run.json"):
@@ -129,7 +136,10 @@ def _open_checkpoint(checkpoint):
     return run, checkpoint
 
 
-def _newest_run_here(output_dir, name):
+def _newest_run_here(output_dir, name, exact=False):
+    if exact:
+        run = RunDirectory(Path(output_dir) / name)
+        return run if run.run.is_file() else None
     runs = [p for p in Path(output_dir).glob(f"{name}*/run.json") if is_called(name, p.parent.name, _facts(p))]
     return RunDirectory(max(runs, key=lambda p: p.stat().st_mtime).parent) if runs else None
 
@@ -141,9 +151,9 @@ def _facts(run_json):
         return {}
 
 
-def _newest_here(output_dir, name):
+def _newest_here(output_dir, name, exact):
     """The run of this name that was written last, and its newest checkpoint that verifies; what does not is set aside."""
-    run = _newest_run_here(output_dir, name)
+    run = _newest_run_here(output_dir, name, exact)
     if run is None:
         return None, None
     run.take()
@@ -159,10 +169,10 @@ def _newest_here(output_dir, name):
     return run, None
 
 
-def _newer_in_store(store, output_dir, name, run, checkpoint):
+def _newer_in_store(store, output_dir, name, run, checkpoint, exact):
     """What the store has of this run where that is newer than what is here; of any run of this name where there is none here."""
     try:
-        key = run.path.name if run else remote_runs.newest(store, name)
+        key = run.path.name if run else name if exact else remote_runs.newest(store, name)
         steps = remote_runs.steps(store, key) if key else []
         if run:
             remote_runs.require_same(store, run)
@@ -204,13 +214,15 @@ FIXED = (
     *("MODEL_NAME", "MODEL_REVISION", "INITIAL_MODEL", "LOAD_IN_4BIT", "LORA_R", "LORA_ALPHA", "TARGET_MODULES"),
     *("TRAIN_FILES", "HELD_OUT", "SPLIT_BY", "BAD_ROWS", "MAX_SEQ_LENGTH", "LONG_DOCUMENTS", "PACKING", "SEED"),
     *("PER_DEVICE_TRAIN_BATCH_SIZE", "LEARNING_RATE", "WEIGHT_DECAY", "OPTIM"),
+    *("BF16", "FP16"),
     *("NUM_HIDDEN_LAYERS", "HIDDEN_SIZE", "NUM_ATTENTION_HEADS", "DROPOUT", "PRECISION", "TRAIN_BATCH_SIZE", "ADAM_BETA1", "ADAM_BETA2"),
 )
 # Constants on which no step's weights depend, but which step becomes the final model.
-CHOOSING = ("SAVE_STEPS", "EVAL_STEPS", "LOAD_BEST_MODEL_AT_END", "PER_DEVICE_EVAL_BATCH_SIZE", "EARLY_STOPPING_PATIENCE")
+CHOOSING = ("SAVE_STEPS", "SAVE_STRATEGY", "EVAL_STEPS", "EVAL_STRATEGY", "LOAD_BEST_MODEL_AT_END", "PER_DEVICE_EVAL_BATCH_SIZE",
+            "EARLY_STOPPING_PATIENCE")
 # Constants that change no weight: where things go, and when something is written.
 HARMLESS = ("OUTPUT_DIR", "CHECKPOINT_URI", "KEEP_LOCAL", "REPORT_TO", "MERGE", "SAVE_TOTAL_LIMIT", "LOGGING_STEPS", "SAMPLES",
-            "CHECKPOINT_EVERY_FILES", "EVAL_TOKENS", "DATALOADER_NUM_WORKERS")
+            "CHECKPOINT_EVERY_FILES", "EVAL_TOKENS", "AUTO_BATCH", "DATALOADER_NUM_WORKERS")
 
 
 def micro_batch(checkpoint, rows):

@@ -160,14 +160,20 @@ class RunDirectory:
         return [(step, p) for step, p in self.checkpoints() if manifest.exists(p)]
 
 
-def require_own(directory, resume=None):
-    """`Refusal` where the directory that a run was given holds another one, several, or anything else; or is not what it resumes."""
+def require_own(directory, resume=None, from_store=None):
+    """`Refusal` where the directory that a run was given holds another one, several, or anything else; or is not what it resumes.
+
+    resume: a checkpoint, "auto", or an address in a store, where from_store is the run's name.
+    """
     directory = Path(directory)
     run = RunDirectory(directory)
     if resume and resume != "auto" and "://" not in resume and Path(resume).resolve().parent != directory.resolve():
         raise Refusal(f"RESUME_FROM_CHECKPOINT is {resume}, and OUTPUT_DIR is {directory}; a run goes on in its own directory: leave "
                       f"OUTPUT_DIR out, or set it to {Path(resume).parent}")  # fmt: skip
-    if resume or run.is_free():
+    if from_store and from_store != directory.name:
+        raise Refusal(f"RESUME_FROM_CHECKPOINT is of the run {from_store}, and OUTPUT_DIR is {directory}; a run keeps its name: leave "
+                      f"OUTPUT_DIR out, or set it to {directory.parent / from_store}")  # fmt: skip
+    if run.is_free() or (resume and run.run.is_file()):
         return
     if run.run.is_file() or run.checkpoints():
         step = max((step for step, _ in run.checkpoints()), default=0)

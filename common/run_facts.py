@@ -44,7 +44,6 @@ class RunFacts:
     summary: dict
     unreadable: list  # sentences about files that could not be read
     samples: list = field(default_factory=list)  # what a pretrained model wrote: {"beginning", "text"}
-    question: str = ""  # the first user's of the held-out conversations
 
     base = property(lambda self: self.judged.get("base"))
 
@@ -89,18 +88,7 @@ def read(run):
         summary=mapping(run.eval / "summary.json"),
         samples=mapping(run.samples, list),
         unreadable=unreadable,
-        question=first_question(run.held_out_file()),
     )
-
-
-def first_question(path):
-    """What the user of the first conversation in a JSONL file says first; "" where there is none."""
-    try:
-        with open(path or "", encoding="utf-8") as lines:
-            messages = json.loads(next(lines))["messages"]
-        return str(next(message["content"] for message in messages if message["role"] == "user"))
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError):
-        return ""
 
 
 def read_history(path):

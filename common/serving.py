@@ -73,11 +73,12 @@ def llama_server(file, max_length):
     return f"{LLAMA_SERVER} -m {shlex.quote(file)} -c {max_length}"
 
 
-def lines(path, name, max_length, base=None, rank=0):
-    """What a recipe says at its end. path: of the full or merged model, or, with `base`, of an adapter of this rank that was not merged."""
+def lines(path, name, max_length, base=None, rank=0, revision=None):
+    """What a recipe says at its end. path: of the full or merged model, or, with `base`, of an adapter of this rank that was not merged,
+    on this revision of its base."""
     first = "serve it with vLLM, in an environment of its own (it brings its own torch):"
     if base:
-        command = vllm_adapter(base, path, name, rank, max_length)
+        command = vllm_adapter(base, path, name, rank, max_length, revision)
         return [*([first, f"    {command}"] if command else []), "transformers serve and GGUF take a merged model: MERGE = True writes one"]
     code, file = gguf(path)
     return [

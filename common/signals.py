@@ -25,6 +25,7 @@ _agreed = False
 _asked_at, _longest = None, 0.0  # when `requested` was last called; the longest time between two calls, in seconds
 _before_leaving = None
 _guard, _from_guard = None, None  # the socket to it; the number of the signal that it passes on
+_terminals = []  # of standard output and errors those that were terminals when `listen` was called
 _held = threading.local()  # the signals that a thread held back before it forked
 
 
@@ -46,6 +47,7 @@ def listen(guard=None):
     _guard = guard
     for number in POLITE:
         signal.signal(number, _take)
+    _terminals[:] = [stream for stream in (1, 2) if os.isatty(stream)]
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, _hang_up)
     signal.signal(FROM_GUARD, lambda number, frame: _take(_from_guard, frame, direct=False))
@@ -122,10 +124,9 @@ def _take(number, frame, direct=True):
 
 def _hang_up(number, frame):
     """The terminal is closed: what is written to it from here on, a progress bar too, would be an error in the middle of a save."""
-    for stream in (1, 2):
+    for stream in _terminals:  # which are none any more
         with suppress(OSError):
-            if os.isatty(stream):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     _take(number, frame)
 
 

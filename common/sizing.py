@@ -3,6 +3,8 @@
 The first row, under the key "GPU", names the constants; the others have their values, by the names that `accelerators` knows.
 """
 
+import math
+
 from common import accelerators, hardware
 from common.refusal import Refusal
 
@@ -36,19 +38,21 @@ def decide(settings, namespace, presets, own_gpu, checkpoint=None):
     name, why = row_for(gpu, presets)
     row, origin = dict(zip(presets["GPU"], presets[name], strict=True)), f'GPU_PRESETS["{name}"]'
     rows = row[BATCH[0]] * row[BATCH[1]]
-    for given, other in (BATCH, BATCH[::-1]):  # as many rows a step where one of the two is given
-        if settings.values[given] is not None:
-            settings.decide(namespace, f"{rows} rows a step as in {origin}", **{other: max(1, rows // settings.values[given])})
+    for given, other in (BATCH, BATCH[::-1]):  # where one of the two is given, as many rows a step as it divides
+        if (size := settings.values[given]) is not None:
+            times = max(1, rows // size)
+            settings.decide(namespace, f"{times * size} rows a step on a GPU, {rows} in {origin}", **{other: times})
     settings.decide(namespace, origin, **row)
     return f"{gpu.name}, {gpu.memory_gib:.1f} GiB: {why}"
 
 
-def require_precision(bf16, fp16):
-    """Refuse where not exactly one of the two is asked for, and bf16 on a GPU that is known to be without it."""
+def require_precision(bf16, fp16, settings):
+    """Refuse where not exactly one of the two is asked for, and bf16 on a GPU that is known to be without it: that of --plan --gpus, else
+    the one found here."""
     if bf16 == fp16:
         raise Refusal(f"BF16 and FP16 are both {bf16}; a run computes in one of them: BF16 on Ampere GPUs (RTX 30, A100) and newer, FP16 "
                       "on older ones")  # fmt: skip
-    found = accelerators.found()
+    found = None if settings.gpus or settings.prefetch else accelerators.found()  # those that --gpus may name have it
     if bf16 and found and not found[1].bf16:
         raise Refusal(f"BF16 is True, and {found[1].name} has no bf16; set BF16 = False and FP16 = True, or take an Ampere GPU or newer "
                       "(RTX 30, A100, L4, H100)")  # fmt: skip
@@ -57,8 +61,8 @@ def require_precision(bf16, fp16):
 def row_for(gpu, presets):
     """(name of the row for an `Accelerator`, why that one): its own, else the largest that has no more memory, else the smallest."""
     memory = {name: accelerators.parse(name)[1].memory_gib for name in presets if name != "GPU"}
-    kind = gpu.name.split(" (")[0]  # of several kinds the smallest, with the others in brackets
-    if kind in memory:
+    kind = gpu.name.split(" (")[0].replace("-PCIe", "")  # of several kinds the smallest, with the others in brackets
+    if ALIKE * memory.get(kind, math.inf) <= gpu.memory_gib:
         return kind, f"the row {kind} of GPU_PRESETS"
     smaller = [name for name in memory if ALIKE * memory[name] <= gpu.memory_gib]
     if smaller:
@@ -71,10 +75,12 @@ def row_for(gpu, presets):
 def _as_before(settings, namespace, presets, checkpoint):
     """What the run had where nothing else is said; and its micro-batch, where AUTO_BATCH shrank it from what is said."""
     before, origin = checkpoint["constants"], f"checkpoint-{checkpoint['step']}"
+    now, then = ([values.get(name) for name in BATCH] for values in (settings.values, before))
+    if settings.values["AUTO_BATCH"] and now != [None, None] and None not in then:
+        rows = then[0] * then[1]
+        batch, accumulation = now[0] or rows // now[1], now[1] or rows // now[0]
+        if batch * accumulation == rows and then[0] < batch:
+            for name, value in zip(BATCH, then, strict=True):
+                settings.values[name] = None
+                settings.decide(namespace, f"{origin}, shrunk for lack of memory", **{name: value})
     settings.decide(namespace, origin, **{name: before[name] for name in presets["GPU"] if name in before})
-    now = [settings.values[name] for name in BATCH]
-    then = [before.get(name) for name in BATCH]
-    if settings.values["AUTO_BATCH"] and None not in then and now != then and now[0] * now[1] == then[0] * then[1] and then[0] < now[0]:
-        for name, value in zip(BATCH, then, strict=True):
-            settings.values[name] = None
-            settings.decide(namespace, f"{origin}, shrunk for lack of memory", **{name: value})

@@ -71,11 +71,13 @@ class Between(TrainerCallback):
     def drop_unfinished_step(self, stop):
         """Put everything back to where the last step ended: the unfinished accumulation, or evaluation, never was."""
         trainer = self.trainer
-        set_random_state(self.random)
+        if self.random is not None:
+            set_random_state(self.random)
         if self.clean is not None:
             loss, trainer.state.num_input_tokens_seen, trainer.current_flos, train_tokens, metrics = self.clean
             trainer._tr_loss.copy_(loss)
             self._set_counters(train_tokens, metrics)
+            self.clean = None
         self.evaluation_due = stop.evaluating
 
     def _set_counters(self, train_tokens, metrics):

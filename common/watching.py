@@ -151,6 +151,7 @@ class Watch(TrainerCallback):
 
     def __init__(self, run, more=None, larger="LEARNING_RATE", constants=None):
         self.run, self.more, self.larger, self.constants, self.bar, self.gpus = run, more, larger, constants, None, GpuLoad()
+        self.signs = None
         self.speeds = []  # tokens a second between two logs
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -161,11 +162,12 @@ class Watch(TrainerCallback):
         self.pace_from = self.start, state.global_step
         if not is_rank_0():
             return
+        said = self.signs.said if self.signs else set()  # before a smaller micro-batch began
         batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
         self.signs = WarningSigns(
             args.learning_rate, batch, accumulation, batch * accumulation * args.world_size * args.logging_steps,
             state.max_steps, args.get_warmup_steps(state.max_steps), self.larger, self.constants,
-            [entry["loss"] for entry in state.log_history if math.isfinite(entry.get("loss", math.nan))],
+            [entry["loss"] for entry in state.log_history if math.isfinite(entry.get("loss", math.nan))], said=said,
         )  # fmt: skip
         if torch.cuda.is_available():
             self.gpus.start()

@@ -31,7 +31,7 @@ MAX_SEQ_LENGTH: PositiveInt | None = None  # tokens; longer rows lose their olde
 TRAIN_FILES: dict[str, NonNegativeFloat] = {"data/chat/train.jsonl": 1.0}  # weight 0.5 halves, 2.0 doubles
 VALIDATION_FILE: str | None = "data/chat/valid.jsonl"  # picks the best checkpoint
 TEST_FILE: str | None = "data/chat/test.jsonl"  # is only reported, by eval/
-HELD_OUT: Share = 0.10  # of the rows of TRAIN_FILES, half for each of the two, where both are None; 0 holds nothing out
+HELD_OUT: Share = 0.10  # of TRAIN_FILES, half for each, where both are None, as they are beside another --train-file; 0 holds nothing out
 SPLIT_BY: str = "id"  # then rows of one source question stay on one side: "id" takes cv_12_3 for an answer to cv_12, else a field's name
 BAD_ROWS: Literal["stop", "skip"] = "stop"  # "skip" leaves them out, counted and written to skipped_rows.jsonl
 PACKING: bool = True  # several rows in one of MAX_SEQ_LENGTH, kept apart by the attention kernel; a CPU groups by length instead
@@ -117,8 +117,6 @@ TINY = {
     "LEARNING_RATE": 1e-2,  # small models take large steps
     "MAX_GRAD_NORM": 1.0,
     "GRADIENT_CHECKPOINTING": "none",
-    "SAVE_STEPS": 48,
-    "EVAL_STEPS": 24,
     "LOGGING_STEPS": 5,
 }
 
@@ -127,15 +125,16 @@ def main(**overrides):
     """Train, save, report; the constants of this file are its keywords. Returns the run's figures and paths."""
     settings = constants.resolve(globals(), overrides)  # from here on the capitals hold the resolved values
     versions.check()
-    sizing.require_precision(BF16, FP16)
-    for sentence in intervals.require(SAVE_STRATEGY, SAVE_STEPS, EVAL_STRATEGY, EVAL_STEPS):
+    sizing.require_precision(BF16, FP16, settings)
+    for sentence in intervals.require(SAVE_STRATEGY, SAVE_STEPS, EVAL_STRATEGY, EVAL_STEPS, LOAD_BEST_MODEL_AT_END):
         log.warn(sentence)
+    settings.leave_out(globals(), "not of these TRAIN_FILES", "VALIDATION_FILE", "TEST_FILE", beside="TRAIN_FILES")
 
-    place = Path(OUTPUT_DIR or f"outputs/{settings.default_run_name}")
-    where = (place.parent, place.name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI)
+    place = Path(OUTPUT_DIR or f"outputs/{settings.default_run_name}").expanduser()
+    where = (place.parent, place.name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI, bool(OUTPUT_DIR))
     before = None
     if not settings.plan:
-        resume.check(*where[1:], directory=OUTPUT_DIR)  # a wrong name, path or key is said now
+        resume.check(*where[1:4], directory=place if OUTPUT_DIR else None)  # a wrong name, path or key is said now
         before = resume.peek(*where)
     sized = sizing.decide(settings, globals(), GPU_PRESETS, "RTX 4090", before)
     settings.decide(globals(), "twice LORA_R", LORA_ALPHA=2 * LORA_R)
@@ -255,7 +254,7 @@ def main(**overrides):
         options = (MODEL_REVISION, GRADIENT_CHECKPOINTING, False, rope_scaling, torch.bfloat16 if BF16 else torch.float16)
         model, tokenizer = models.load(model_name, MAX_SEQ_LENGTH, LOAD_IN_4BIT, *options)
     model = models.add_lora(model, LORA_R, LORA_ALPHA, LORA_DROPOUT, TARGET_MODULES, GRADIENT_CHECKPOINTING, SEED, MODEL_REVISION)
-    before, notes = models.fingerprint(model), watching.not_covered(args.packing)
+    untrained, notes = models.fingerprint(model), watching.not_covered(args.packing)
     launch.rank_0_decides(lambda: watching.begin(run, checkpoint, settings, model, model_name, data, REPORT_TO, notes))
     trainer = held_out_loss.HeldOutLoss(model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
     models.train_in_fp32(model)  # after the trainer, which turns a 4-bit model's adapter to bf16
@@ -274,7 +273,7 @@ def main(**overrides):
             micro_batch.train(kept, checkpoint, steps, AUTO_BATCH)  # resumes, commits, uploads, heeds signals, shrinks
             figures = watching.figures(trainer, data.statistics)  # refuses a NaN loss
             if log.is_rank_0():  # under ZeRO-2 every rank holds the whole adapter
-                models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.final_model, before)
+                models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.final_model, untrained)
                 run_directory.write_json(run.final_model / "constants.json", settings.values)
                 log.say(f"adapter written to {run.final_model}")
                 run.update(**figures)
@@ -286,9 +285,8 @@ def main(**overrides):
                 run.update(**figures)
                 log.say(f"merged in 16 bit: {run.merged_model}, logits within {figures['merge']['relative_rms']:.1%} of the adapter's")
             log.say(f"report: {report.write(run)}; judge every checkpoint: bash eval/eval_all_checkpoints.sh {run.path}")
-            model_of = (run.merged_model, run.path.name, MAX_SEQ_LENGTH) if MERGE else (
-                run.final_model, run.path.name, MAX_SEQ_LENGTH, MODEL_NAME, LORA_R)  # fmt: skip
-            for line in serving.lines(*model_of):
+            unmerged = {} if MERGE else {"base": MODEL_NAME, "rank": LORA_R, "revision": MODEL_REVISION}
+            for line in serving.lines(run.merged_model if MERGE else run.final_model, run.path.name, MAX_SEQ_LENGTH, **unmerged):
                 log.say(line)
             tracking.finish(REPORT_TO)
             kept.finish([run.final_model, run.merged_model] if MERGE else [run.final_model])  # waits for the uploads

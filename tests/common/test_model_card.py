@@ -122,31 +122,13 @@ def commands(body):
     return {PurePath(shlex.split(block)[0]).name: block for block in blocks}
 
 
-def hold_out(run, *contents):
-    rows = [{"messages": [{"role": "system", "content": "You know."}, {"role": "user", "content": content}]} for content in contents]
-    run.validation.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def test_it_is_asked_what_it_learned(run):
-    assert asks(card(run)[1])["messages"] == [{"role": "user", "content": "Hello"}]
-    hold_out(run, "What does 95 % mean?", "Another one?")
-    sent = asks(card(run)[1])
-    assert sent["messages"][0]["content"] == "What does 95 % mean?" and sent["model"] == "llama32_qlora"
-    assert sent["chat_template_kwargs"] == {"date_string": chat_text.DATE}
-    hold_out(run, "word " * 200)
-    assert asks(card(run)[1])["messages"][0]["content"] == "Hello"
-    blank = json.dumps({"messages": [{"role": "user", "content": " "}]})
-    for broken in ("", blank, "[]\n", '{"messages": 3}\n', "{\n", '{"messages": [{"role": "user"}]}\n'):
-        run.validation.write_text(broken)
-        assert asks(card(run)[1])["messages"][0]["content"] == "Hello"
-
-
-def test_a_question_is_text_and_nothing_else(run, tmp_path):
-    hold_out(run, f"It's \"a\" `b` $(touch x)\n```\n# big; {tmp_path}/secret/name hf_abcdefghijklmnopqrstuv \u202e")
+def test_it_asks_nothing_of_the_data_for_a_card_is_published(run):
+    row = {"messages": [{"role": "user", "content": "What does Mrs. Okafor owe?"}]}
+    run.validation.write_text(json.dumps(row) + "\n", encoding="utf-8")
     body = card(run)[1]
-    asked = asks(body)["messages"][0]["content"]
-    assert asked.startswith('It\'s "a" `b` $(touch x) ``` # big; name (hidden)') and str(tmp_path) not in body
-    assert re.findall(r"^# .*$", body, re.MULTILINE) == ["# llama32_qlora"] and "\u202e" not in body
+    sent = asks(body)
+    assert sent["messages"] == [{"role": "user", "content": "Hello"}] and sent["model"] == "llama32_qlora" and "Okafor" not in body
+    assert sent["chat_template_kwargs"] == {"date_string": chat_text.DATE}
 
 
 def test_an_adapter_is_served_on_its_base_and_the_rest_from_the_merged_model(run):

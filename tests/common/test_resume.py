@@ -75,6 +75,22 @@ def test_auto_without_anything_starts_afresh(tmp_path):
     assert open_run(tmp_path, "qlora", "auto")[1] is None
 
 
+def test_a_directory_that_was_given_is_taken_or_refused(tmp_path, uri):
+    write_run(tmp_path / "faq-2", steps=(9,))
+    run, checkpoint = open_run(tmp_path, "faq", exact=True)
+    assert (run.path, checkpoint) == (tmp_path / "faq", None), "a neighbour's number says nothing"
+    run.begin({})
+    with pytest.raises(Refusal, match=r"OUTPUT_DIR .*/faq is another run's, or its name is taken in the store; name another directory"):
+        open_run(tmp_path, "faq", exact=True)
+    assert resume.peek(tmp_path, "faq", "auto", exact=True) is None and open_run(tmp_path, "faq", "auto", exact=True)[0].path == run.path
+    store_run(uri, write_run(tmp_path / "there" / "faq", steps=(3,)))
+    with pytest.raises(Refusal, match="its name is taken in the store"):
+        open_run(tmp_path / "elsewhere", "faq", uri=uri, exact=True)
+    assert open_run(tmp_path / "again", "faq", "auto", uri, exact=True)[1].name == "checkpoint-3"
+    with pytest.raises(Refusal, match="RESUME_FROM_CHECKPOINT is of the run faq, and OUTPUT_DIR is .*; a run keeps its name"):
+        resume.check("mine", f"{uri}/faq", check_store=False, directory=tmp_path / "mine")
+
+
 def test_auto_leaves_alone_what_was_asked_for_under_another_name(tmp_path, uri):
     """abl-2024 was somebody's choice; abl-2 is the second run of abl; abl-3 is of a time when that was not written down."""
     for name, asked, time in (("abl-3", None, 1000), ("abl-2", "abl", 2000), ("abl-2024", "abl-2024", 3000)):
@@ -459,6 +475,21 @@ def test_a_resume_with_other_versions_says_which(tmp_path):
         f"checkpoint-9 was written with other versions (torch 2.0.1 there, {here} here, gone 1.0 there, none here): "
         "bits may differ from here on"
     )
+
+
+# Constants that a resume may change and on which weights depend from there on, or whose change is seen elsewhere: the rows of files in
+# the key of the tokenised data, ranks in the manifest; and those of trackers, which are said like these.
+OTHERS = {
+    *("ATTENTION", "GRADIENT_ACCUMULATION_STEPS", "GRADIENT_CHECKPOINTING", "LORA_DROPOUT", "LR_SCHEDULER_TYPE", "MAX_GRAD_NORM"),
+    *("MAX_STEPS", "MIN_LR_RATE", "NUM_TRAIN_EPOCHS", "TILED_MLP", "TORCH_COMPILE", "WARMUP_RATIO", "WARMUP_STEPS"),
+    *("DS_CONFIG", "USE_DEEPSPEED", "MAX_FILES", "TOKENIZER", "VALIDATION_FILE", "VALIDATION_FILES", "TEST_FILE", "UNGATED_COPY"),
+    *("WANDB_ENTITY", "WANDB_PROJECT", "WANDB_RUN_NAME", "RESUME_FROM_CHECKPOINT", "RUN_NAME"),
+}
+
+
+def test_of_every_constant_it_is_decided_what_its_change_means():
+    names = {name for path in (ROOT / "recipes").glob("*.py") for name in re.findall(r"^([A-Z]\w*): ", path.read_text(), re.MULTILINE)}
+    assert names == {*resume.FIXED, *resume.CHOOSING, *resume.HARMLESS, *OTHERS}
 
 
 def test_every_constant_that_is_judged_is_one_of_a_recipe():

@@ -118,11 +118,12 @@ def test_what_the_user_sets_stays(decided):
 
 
 @pytest.mark.parametrize(("given", "batch"), [({"per_device_train_batch_size": 1}, (1, 16)), ({"per_device_train_batch_size": 32}, (32, 1)),
-                                              ({"gradient_accumulation_steps": 2}, (8, 2))], ids=str)  # fmt: skip
+                                              ({"per_device_train_batch_size": 3}, (3, 5)), ({"gradient_accumulation_steps": 2}, (8, 2))],
+                         ids=str)  # fmt: skip
 def test_with_one_of_the_batch_given_a_step_keeps_its_rows(decided, given, batch):
     found, settings, _ = decided(**given)
     assert batch == (found.PER_DEVICE_TRAIN_BATCH_SIZE, found.GRADIENT_ACCUMULATION_STEPS)
-    assert '16 rows a step as in GPU_PRESETS["A40"]' in settings.origins.values()
+    assert f'{batch[0] * batch[1]} rows a step on a GPU, 16 in GPU_PRESETS["A40"]' in settings.origins.values()
 
 
 def test_without_a_gpu(decided):
@@ -148,9 +149,38 @@ def test_a_run_that_goes_on_keeps_what_it_had_on_another_gpu(decided):
     found, settings, _ = decided(checkpoint={"constants": shrunk, "step": 200}, **asked)
     assert (found.PER_DEVICE_TRAIN_BATCH_SIZE, found.GRADIENT_ACCUMULATION_STEPS) == (1, 16)
     assert settings.origins["PER_DEVICE_TRAIN_BATCH_SIZE"] == "checkpoint-200, shrunk for lack of memory"
+    had = {"constants": had | {"PER_DEVICE_TRAIN_BATCH_SIZE": 4, "GRADIENT_ACCUMULATION_STEPS": 4}, "step": 10}
+    for one in ({"per_device_train_batch_size": 8}, {"gradient_accumulation_steps": 2}):  # of a run that was started with that alone
+        found, _, _ = decided(checkpoint=had, **one)
+        assert (found.PER_DEVICE_TRAIN_BATCH_SIZE, found.GRADIENT_ACCUMULATION_STEPS) == (4, 4)
     for other in (asked | {"auto_batch": False}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}):
         found, _, _ = decided(checkpoint={"constants": shrunk, "step": 200}, **other)
         assert found.PER_DEVICE_TRAIN_BATCH_SIZE == 4, "another batch is another run, which resume refuses"
+
+
+@pytest.mark.parametrize(("name", "memory", "row"), FOUND, ids=[name for name, *_ in FOUND])
+def test_the_example_config_leaves_the_sizes_to_the_table(decided, name, memory, row):
+    found, settings, _ = decided((name, memory), config=ROOT / "recipes/qwen25_7b_lora.yaml")
+    assert [settings.values[constant] for constant in PRESETS["GPU"]] == list(PRESETS[row])
+
+
+def test_an_example_config_line_is_a_line_of_the_recipe_when_it_is_no_comment(decided, tmp_path):
+    text = (ROOT / "recipes/qwen25_7b_lora.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(re.sub(r"^  # ([a-z0-9_]+: )", r"  \1", text, flags=re.MULTILINE))
+    _, settings, _ = decided(gpu=None, config=tmp_path / "config.yaml")
+    assert [settings.values[constant] for constant in PRESETS["GPU"]] == list(PRESETS["RTX 4090"]), "nothing is left to a GPU"
+    assert all(settings.origins[constant] == "config" for constant in (*PRESETS["GPU"], "LORA_ALPHA"))
+
+
+def test_bf16_is_asked_of_the_gpu_that_is_planned_for(decided, monkeypatch):
+    _, settings, _ = decided(("Tesla T4", 15360))
+    with pytest.raises(Refusal, match="BF16 is True, and Tesla T4 has no bf16; set BF16 = False and FP16 = True"):
+        sizing.require_precision(True, False, settings)
+    sizing.require_precision(False, True, settings)
+    sizing.require_precision(True, False, decided(("Tesla T4", 15360), plan=True, gpus="A40")[1])
+    for both in (True, False):
+        with pytest.raises(Refusal, match=f"BF16 and FP16 are both {both}"):
+            sizing.require_precision(both, both, settings)
 
 
 def test_several_kinds_are_sized_for_the_smallest(monkeypatch):

@@ -89,11 +89,12 @@ def config(home, warm):
         assert kind in said
     text = (ROOT / "recipes/qwen25_7b_lora.yaml").read_text().replace("data/chat/", f"{home / 'chat'}/")
     text = text.replace("outputs/my_run", str(home / "output")).replace("Qwen/Qwen2.5-7B-Instruct         #", "tiny-qwen2 #")
-    for key, value in (("num_epochs: 3", "num_epochs: 1"), ("use_qlora: none", "use_qlora: true"), ("lora_rank: none", "lora_rank: 8"),
-                       ("per_device_train_batch_size: none", "per_device_train_batch_size: 8"), ("save_steps: 100", "save_steps: 4"),
-                       ("gradient_accumulation_steps: none", "gradient_accumulation_steps: 2"), ("eval_steps: 100", "eval_steps: 4"),
-                       ("max_seq_length: none", "max_seq_length: 512"), ("gradient_checkpointing: none", "gradient_checkpointing: false"),
-                       ("logging_steps: 10", "logging_steps: 2")):  # fmt: skip
+    for key, value in (("num_epochs: 3", "num_epochs: 1"), ("# use_qlora: true", "use_qlora: true"), ("# lora_rank: 16", "lora_rank: 8"),
+                       ("# per_device_train_batch_size: 2", "per_device_train_batch_size: 8"), ("save_steps: 100", "save_steps: 4"),
+                       ("# gradient_accumulation_steps: 8", "gradient_accumulation_steps: 2"), ("eval_steps: 100", "eval_steps: 4"),
+                       ("# max_seq_length: 2048", "max_seq_length: 512"), ("logging_steps: 10", "logging_steps: 2"),
+                       ("# gradient_checkpointing: true", "gradient_checkpointing: false"),
+                       ("report_to: [tensorboard]", "report_to: [tensorboard, wandb]")):  # fmt: skip
         assert key in text
         text = text.replace(key, value)
     (home / "my_config.yaml").write_text(text)
@@ -116,6 +117,7 @@ def test_every_key_of_a_config_in_sections_is_heeded(configured):
     assert f"{steps} steps of 8 x 2 x 1 rank(s) rows" in configured.output and steps >= 8
     assert set(losses(configured.run)) == set(range(2, steps + 1, 2)) and {4, 8} <= set(losses(configured.run, "eval_loss"))
     assert [step for step, _ in configured.run.whole_checkpoints()][0] == 4
+    assert list(configured.run.tensorboard.glob("events.out.tfevents.*")) and list(configured.run.logs.glob("wandb/offline-run-*"))
     assert "<- config" in configured.output and read_json(configured.run.data)["splits"]["validation"]["rows"] == 10
 
 
@@ -232,7 +234,8 @@ def refused(main, tmp_path):
 def test_what_contradicts_itself_is_refused(refused):
     assert "BF16 and FP16 are both True; a run computes in one of them" in refused(fp16=True)
     assert "BF16 and FP16 are both False" in refused(bf16=False)
-    assert 'SAVE_STRATEGY is "epoch" and SAVE_STEPS is 48; a checkpoint comes after each epoch' in refused(save_strategy="epoch")
+    said = refused(save_strategy="epoch", eval_strategy="epoch", save_steps=48)
+    assert 'SAVE_STRATEGY is "epoch" and SAVE_STEPS is 48; a checkpoint comes after each epoch' in said
     assert "FP16 is True, which is for GPUs older than bf16, and there is no GPU here" in refused(fp16=True, bf16=False)
 
 
@@ -275,6 +278,8 @@ def test_rows_that_cannot_be_used(refused, tmp_path):
     train, valid = tmp_path / "train.jsonl", tmp_path / "valid.jsonl"
     train.write_text("".join(rows))
     files = {"train_file": str(train), "validation_file": str(valid)}
+    said = refused(train_file=str(train))
+    assert "HELD_OUT = 0.2 of 4 wants" in said or "SPLIT_BY names" in said, "beside other rows those of data/chat judge nothing"
     assert "valid.jsonl does not exist" in refused(**files)
     valid.write_text("")
     assert "valid.jsonl is empty; VALIDATION_FILE must name" in refused(**files)
