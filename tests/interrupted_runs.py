@@ -57,12 +57,12 @@ def uninterrupted(home, flags):
 class Chain:
     """One run of the recipe below `home`, of which each session ends at a chosen moment. ranks: above 1 under `deepspeed`.
 
-    warm: the WarmStart that all sessions but the first are started by; None starts each in a fresh interpreter.
+    warm: the WarmStart that all sessions but the first `fresh` are started by; None starts each in a fresh interpreter.
     """
 
-    def __init__(self, home, name, flags, store=None, ranks=1, warm=None):
+    def __init__(self, home, name, flags, store=None, ranks=1, warm=None, fresh=1):
         self.run, self.home, self.flags, self.store, self.ranks = RunDirectory(home / name), home, flags, store, ranks
-        self.warm, self._started = warm if ranks == 1 else None, set()  # the pids of its starts
+        self.warm, self.fresh, self._started = warm if ranks == 1 else None, fresh, set()  # the pids of its starts
         self.mark, self.process, self.sessions, self.proven, self._left = f"{name}-{secrets.token_hex(6)}", None, 0, [], []
         self.output = home / f"{name}.log"  # of all sessions
         self._begins = self._logged = 0
@@ -78,9 +78,10 @@ class Chain:
         temporary.mkdir(exist_ok=True)
         environment = {**user_environment(self.home), **(self.store.environment if self.store else {}), MARK: self.mark}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TMPDIR": str(temporary)}
-        self.sessions, self._begins = self.sessions + 1, self.output.stat().st_size if self.output.exists() else 0
+        self.output.touch()
+        self.sessions, self._begins = self.sessions + 1, self.output.stat().st_size
         script = [RECIPE, "--tiny", *where, *self.flags]
-        if self.warm and self.sessions > 1:
+        if self.warm and self.sessions > self.fresh:
             self.process = self.warm.start(script, environment, self.output)
             self._started.add(self.process.pid)
         else:

@@ -1,5 +1,6 @@
 """Every command of the README is run: here, by the tests named below, or by .ci/run."""
 
+import ast
 import json
 import re
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from user_commands import ROOT, call
+from user_commands import ROOT, call, imported
 
 from common.run_directory import read_json
 
@@ -119,25 +120,25 @@ def test_the_plans_of_the_readme(tmp_path):
     assert all(line.strip() in plain for line in shown.strip().splitlines())  # the README's excerpt is what is printed
 
 
-def test_what_262144_tokens_take_is_what_the_plan_says(tmp_path):
-    def planned(flags=()):
-        code, said = call(["python", "recipes/qwen3_4b_longctx.py", "--plan", "--json", "--gpus", "4xH100", *flags], tmp_path)
-        assert code == 0, said
-        found = json.loads(said)
+def test_what_262144_tokens_take_is_what_the_plan_says():
+    """In this process; as a command in tests/recipes/test_qwen3_4b_longctx.py."""
+
+    def planned(**constants):
+        with imported("qwen3_4b_longctx") as main:
+            found = main(plan=True, json=True, gpus="4xH100", **constants)
         memory = found["memory_bytes_per_gpu"]
         return f"{memory['total'] / 2**30:.1f}", f"{memory['capacity'] / 2**30:.1f}", f"{found['host_bytes'] / 2**30:.0f}", found
 
     text = " ".join(README[README.index("## Read whole documents") : README.index("## Pretrain")].split())
     whole, has, host, found = planned()
-    lengths = [planned(["--max-seq-length", length])[0] for length in ("131072", "65536")]
+    lengths = [planned(max_seq_length=length)[0] for length in (131_072, 65_536)]
     assert f"needs {whole} of its {has} GiB at 262,144 tokens, {lengths[0]} at 131,072 and {lengths[1]} at 65,536." in text
-    rows = re.findall(r"\| `([A-Z_]+) = \"?(\w+)\"?` \|", text)
+    rows = re.findall(r"\| `([A-Z_]+) = ([^`]+)` \|", text)
     assert len(rows) == 4
     for constant, value in rows:
-        flag = f"--{constant.lower().replace('_', '-')}"
-        gpu, _, machine, _ = planned([flag.replace("--", "--no-", 1)] if value == "False" else [flag, value])
+        gpu, _, machine, _ = planned(**{constant.lower(): ast.literal_eval(value)})
         others = f", and {machine} of the machine" if constant == "PER_DEVICE_TRAIN_BATCH_SIZE" else ""
-        assert re.search(rf"`{constant} = \"?{value}\"?` \| {gpu}{others} \|", text), (constant, value, gpu, machine)
+        assert re.search(rf"`{constant} = {value}` \| {gpu}{others} \|", text), (constant, value, gpu, machine)
     model, parameters = found["dimensions"], found["parameters"]["trainable"]
     assert f"would be {12 * 262_144 * model['vocab_size'] / 2**30:.0f} GiB: Unsloth's loss" in text
     assert f"{2 * 262_144**2 / 2**30:.0f} GiB: FlashAttention" in text

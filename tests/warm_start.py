@@ -6,7 +6,7 @@
 A fork runs the whole file as `__main__`, with its own arguments, environment, session and output. What is not as in a fresh
 interpreter: the seed of Python's hashes is that of the one process, what `child_process` would fork runs in the process itself, and
 the modules that it would start (`python -m common.merging`, `common.saved_logits`) are forks too, of a process that has imported plain
-transformers and never Unsloth. So the first start of anything is better a fresh one.
+transformers and never Unsloth; `plainly` runs other scripts in such a fork. So the first start of anything is better a fresh one.
 """
 
 import json
@@ -35,9 +35,15 @@ class WarmStart:
     def __init__(self):
         self._home = tempfile.TemporaryDirectory(prefix="warm_start_")
         place = Path(self._home.name)
+        self._plain = place / "plain"
         environment = {**user_environment(place), "OMP_NUM_THREADS": "1", "UNSLOTH_COMPILE_LOCATION": str(place / "compiled")}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen([sys.executable, __file__, str(place / "plain")], cwd=ROOT, env=environment, text=True, **pipes)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(self._plain))
+            listening.listen()
+            command = [sys.executable, __file__, str(self._plain), str(listening.fileno())]
+            pipes["pass_fds"] = [listening.fileno()]
+            self._process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
         self._lock, self._count = threading.Lock(), 0
 
     def __enter__(self):
@@ -61,6 +67,15 @@ class WarmStart:
         """Run `arguments` in `count` forks that are ranks, with what torchrun would tell them."""
         world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         return [self.start(arguments, environment | world | {"RANK": str(n), "LOCAL_RANK": str(n)}, output) for n in range(count)]
+
+    def modules(self):
+        """What has the place of the module `subprocess` in `child_process`: the modules that it starts are forks."""
+        return SimpleNamespace(run=partial(run_plain, str(self._plain)))
+
+    def plainly(self, arguments, home):
+        """Run a script to its end in a fork that never imported Unsloth; (exit code, stdout and stderr)."""
+        done = run_plain(str(self._plain), [sys.executable, *arguments], {**user_environment(home), "OMP_NUM_THREADS": "1"})
+        return done.returncode, done.stdout + done.stderr
 
     def call(self, arguments, home, timeout=300, ranks=0):
         """Run `arguments` to their end, in one process or as so many ranks; (largest exit code, stdout and stderr together)."""
@@ -106,10 +121,8 @@ class Started:
 
 def serve():
     """Import; then, for each line of stdin, fork a process that runs what it asks for, and say its pid."""
-    plain = sys.argv[1]
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(plain)
-        listening.listen()
+    plain, descriptor = sys.argv[1:]
+    with socket.socket(fileno=int(descriptor)) as listening:
         if os.fork() == 0:  # before anything is imported
             serve_modules(listening)
     from common import launch
@@ -123,7 +136,7 @@ def serve():
 
     from common import batches, checkpoints, child_process, merging, model_card, models, report, tracking, watching  # noqa: F401
 
-    child_process.subprocess = SimpleNamespace(run=partial(run_module, plain))
+    child_process.subprocess = SimpleNamespace(run=partial(run_plain, plain))
     require_one_thread()
     for line in sys.stdin:
         request = json.loads(line)
@@ -143,7 +156,7 @@ def require_one_thread():
 
 
 def serve_modules(listening):
-    """For each connection, fork a process that runs the module it asks for and answers its exit code; ends with the process above."""
+    """For each connection, fork a process that runs the module or script it asks for, and answer its exit code; ends with the above."""
     parent, nothing = os.getppid(), os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0), os.dup2(nothing, 1)
     listening.settimeout(0.5)
@@ -168,20 +181,21 @@ def serve_modules(listening):
             if pid == 0:
                 request = json.loads(connection.makefile().readline())
                 os.chdir(request["directory"])
-                become(request, lambda: runpy.run_module(request["arguments"][0], run_name="__main__", alter_sys=True))
+                module = None if (name := request["arguments"][0]).endswith(".py") else name
+                become(request, module and partial(runpy.run_module, module, run_name="__main__", alter_sys=True))
             connection.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
             os._exit(0)
         connection.close()
     os._exit(0)
 
 
-def run_module(plain, command, env, **_):
-    """What `subprocess.run([python, "-m", module, …], env=env, capture_output=True, text=True)` returns, of the process above."""
-    assert command[:2] == [sys.executable, "-m"], command
+def run_plain(plain, command, env, **_):
+    """What `subprocess.run([python, …], env=env, capture_output=True, text=True)` returns for a module ("-m", …) or a script, as a fork."""
+    arguments = command[2:] if command[1] == "-m" else command[1:]
     with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as connection:
         out, err = Path(place, "out"), Path(place, "err")
         connection.connect(plain)
-        request = {"arguments": command[2:], "environment": env, "directory": os.getcwd(), "output": str(out), "errors": str(err)}
+        request = {"arguments": arguments, "environment": env, "directory": os.getcwd(), "output": str(out), "errors": str(err)}
         connection.sendall((json.dumps(request) + "\n").encode())
         code = int(connection.makefile().readline())
         return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from user_commands import ROOT
 
-from common import full_weights, saved_logits
+from common import child_process, full_weights, saved_logits
 from common.refusal import Refusal
 
 SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -105,7 +105,8 @@ def test_training_in_bf16_without_masters_is_refused():
         full_weights.checksums(small_model())
 
 
-def test_a_saved_model_that_says_something_else_is_refused(tmp_path):
+def test_a_saved_model_that_says_something_else_is_refused(tmp_path, warm, monkeypatch):
+    monkeypatch.setattr(child_process, "subprocess", warm.modules())
     model = small_model()
     full_weights.save(model, tmp_path)
     rows = [list(range(40)), list(range(100, 120))]

@@ -203,16 +203,22 @@ def errors(found, wanted):
     return abs(found[0] - wanted[0]) / wanted[0], max(apart)
 
 
-def run(name, directory, home):
-    """One of the functions above in a fresh process; what it returns."""
+def run(name, directory, home, warm=None):
+    """One of the functions above in a process of its own, a fresh one or a fork of `warm`; what it returns."""
     own = {"UNSLOTH_CPU_CE_CHUNK_ELEMENTS": str(CHUNK * VOCABULARY), "UNSLOTH_COMPILE_LOCATION": str(home / "compiled"),
-           "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}  # fmt: skip
-    code = "import json, pathlib, sys, test_long_context_loss as t; "
-    code += "print(json.dumps(getattr(t, sys.argv[1])(*map(pathlib.Path, sys.argv[2:]))))"
-    command = [sys.executable, "-c", code, name, str(directory), str(home)]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=home, env={**os.environ, **own})
-    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+           "OMP_NUM_THREADS": "1"}  # fmt: skip
+    code = f"import json, pathlib, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_long_context_loss as t; "
+    code += "print('FOUND', json.dumps(getattr(t, sys.argv[1])(*map(pathlib.Path, sys.argv[2:]))))"
+    (home / "program.py").write_text(code)
+    command, output = [str(home / "program.py"), name, str(directory), str(home)], home / f"{name}.log"
+    if warm:
+        ended = warm.start(command, {**os.environ, **own}, output).wait(300)
+    else:
+        with output.open("w") as out:
+            ended = subprocess.run([sys.executable, *command], cwd=home, env={**os.environ, **own}, stdout=out, stderr=out).returncode
+    said = output.read_text()
+    assert ended == 0, said[-4000:]
+    return json.loads(said.rsplit("FOUND ", 1)[1].splitlines()[0])
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +229,9 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def both(home):
+def both(home, warm):
     """({case: figures} of plain transformers, of the recipe's trainer)."""
-    return run("plain", home / "model", home), run("recipe", home / "model", home)
+    return run("plain", home / "model", home), run("recipe", home / "model", home, warm)
 
 
 @pytest.mark.parametrize("case", LABELS)
@@ -263,8 +269,8 @@ def in_chunks(count):
     return [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
 
 
-def test_an_mlp_in_tiles_is_the_mlp(home):
-    found = run("tiles", home / "model", home)
+def test_an_mlp_in_tiles_is_the_mlp(home, warm):
+    found = run("tiles", home / "model", home, warm)
     assert found.pop("tiles") == [LENGTH // 64] * 2, "two layers, tiles of 64 tokens and a rest"
     for loss, gradient in found.values():
         assert loss < 1e-6 and gradient < 1e-5

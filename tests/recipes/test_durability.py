@@ -1,7 +1,7 @@
 """A run that is ended at any moment and resumed ends in the same bits as one that never was: the recipe itself, real signals.
 
-Every run is begun by the user's own command, and so is the one it is compared with; what goes on from a checkpoint is a fork (see
-warm_start.py). Moments are chosen by seed and proven afterwards, see interrupted_runs.py. Many more of
+The run that is killed is begun by the user's own command, and so is the one it is compared with; the one that is stopped, and what goes
+on from a checkpoint, are forks (see warm_start.py). Moments are chosen by seed and proven afterwards, see interrupted_runs.py. Many more of
 them, and two ranks under ZeRO-2: `make soak`, whose table is bench/results/kills.md.
 """
 
@@ -49,7 +49,7 @@ def killed(home, warm):
 
 def stopped(home, warm):
     """SIGTERM in the middle of an accumulation, SIGUSR1 inside the last evaluation, which decides which checkpoint is the best."""
-    chain, found = Chain(home, "stopped", flags(STEPS), warm=warm), []
+    chain, found = Chain(home, "stopped", flags(STEPS), warm=warm, fresh=0), []
     for moment, number in (("accumulation", signal.SIGTERM), ("last_evaluation", signal.SIGUSR1)):
         chain.resume()
         found.append((*chain.stop_in(moment, number, random.Random(0)), chain.said()))

@@ -47,10 +47,10 @@ def flags(tokens, *more):
 
 
 @pytest.fixture(scope="module")
-def ran(tokens, tmp_path_factory):
-    """One process, two micro-batches a step."""
+def ran(tokens, tmp_path_factory, warm):
+    """One process, two micro-batches a step; the fresh start is that of `two_ranks`."""
     home = tmp_path_factory.mktemp("gpt")
-    found = train(home, *flags(tokens), name="one", recipe="gpt_pretrain")
+    found = train(home, *flags(tokens), name="one", recipe="gpt_pretrain", warm=warm)
     assert found.returncode == 0, found.output
     return found
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import time
 
 import numpy as np
@@ -255,7 +254,7 @@ def test_a_run_that_is_over_is_finished_again(sharded, warm, home):
 
 def test_raw_cards_and_drafts_become_models(warm, home):
     for script, output in (("mtg_cards", "cards"), ("mtg_drafts", "drafts")):
-        code, said = call([sys.executable, f"prepare/{script}.py", "--tiny", "--output", str(home / output)], home)
+        code, said = warm.plainly([f"prepare/{script}.py", "--tiny", "--output", str(home / output)], home)
         assert code == 0, said
     few = ["--max-steps", "4", "--save-steps", "4", "--eval-steps", "4", "--report-to", "[]", "--max-seq-length", "1024",
            "--per-device-train-batch-size", "4", "--per-device-eval-batch-size", "16"]  # fmt: skip
