@@ -81,7 +81,8 @@ def parse(text):
     same = [row for row in KNOWN if _kind(row.name)[0] == kind and (memory is None or abs(row.memory_gib / memory - 1) < 0.1)]
     if not same and _before_ampere(name):
         raise Refusal(
-            f"{text!r} asks for GPUs of before 2020, which do not compute in bf16, and the recipes train in it; take one of "
+            f"{text!r} asks for GPUs of before 2020, which do not compute in bf16, and the recipes train in it (with FP16, where "
+            "a recipe has it, give the memory alone, such as 1x16GB); take one of "
             f"{', '.join(row.name for row in KNOWN)}"
         )
     if not same:

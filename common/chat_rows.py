@@ -94,9 +94,11 @@ def _other_kind(path):
         start = content.read(1 << 16)
     if start.startswith(b"\x1f\x8b"):
         return "is compressed with gzip: unpack it first"
+    if start.startswith(b"PAR1"):
+        return "is a parquet file: prepare/chat_files.py turns it into rows"
     start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if path.suffix.lower() == ".csv" and not start.startswith(b"{"):
-        return "is a CSV table: write each of its rows as a JSON object"
+        return "is a CSV table: prepare/chat_files.py turns it into rows"
     if start.startswith(b"["):
         line, _, others = start.partition(b"\n")
         try:

@@ -49,6 +49,8 @@ def read(path, annotations, aliases=()):
             if name not in names and isinstance(value, dict):
                 walk(str(key), value)
                 continue
+            if name not in names and value is None:
+                raise Refusal(f"{path} has {key!r} with nothing in it; leave it out, or indent what belongs to it")
             known(name, names, f"{path} has the key {key!r}" + (f" in {section!r}" if section else ""))
             name = names[name] or name
             if name in found:

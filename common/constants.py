@@ -7,7 +7,7 @@ against the constant's annotation, whatever it came from; unknown names are refu
 import shlex
 import sys
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import annotated_types
@@ -26,6 +26,7 @@ class Resolved(switches.Switches):
     values: dict
     origins: dict  # constant -> "file" | "tiny" | "config" | "flag"
     argv: list | None  # the flags this was called with, None when main() was called from Python
+    usual: dict = field(default_factory=dict)  # constant -> its value in the file, or in TINY
 
     @property
     def default_run_name(self):
@@ -48,13 +49,13 @@ class Resolved(switches.Switches):
                 self.values[name] = namespace[name] = value
                 self.origins[name] = why
 
-    def leave_out(self, namespace, why, *names, beside):
-        """Make constants None that were left as in the file where `beside`, to which the file's values belong, was set otherwise."""
-        if self.origins[beside] in ("config", "flag"):
-            for name in names:
-                if self.origins[name] == "file":
-                    self.values[name] = namespace[name] = None
-                    self.origins[name] = why
+    def beside_others(self, namespace, own, **values):
+        """Give constants whose values in the file, or in TINY, belong to those of `own`, these values where `own` was set otherwise."""
+        if self.origins[own] in ("config", "flag"):
+            for name, value in values.items():
+                if self.origins[name] in ("file", "tiny"):
+                    self.values[name] = namespace[name] = value
+                    self.origins[name] = f"beside these {own}"
 
     def show(self):
         """The table printed once at the start; what did not come from the file says from where."""
@@ -98,4 +99,5 @@ def resolve(namespace, overrides=None):
             origins[name] = origin
     for name, value in values.items():
         values[name] = namespace[name] = declarations.checked(name, value, annotations[name])
-    return Resolved(**vars(asked), recipe=script.stem, values=values, origins=origins, argv=argv)
+    usual = original | (namespace.get("TINY", {}) if asked.tiny else {})
+    return Resolved(**vars(asked), recipe=script.stem, values=values, origins=origins, usual=usual, argv=argv)

@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from common import chat_text, child_process, hardware
+from common import chat_text, child_process, hardware, log
 from common.refusal import Refusal, guard
 
 TOLERANCE = 0.05  # of the logits' spread; bf16 rounding of the merged weights stays well below
@@ -29,6 +29,7 @@ def merge_apart(adapter, merged, held_out, base_gib=None):
         hardware.require_disk(Path(merged).parent, base_gib * 2**30 / 1e9, "the merged model in 16 bit")
     free = max((gpu.free_gib for gpu in hardware.gpus()), default=0)
     device = "cuda" if base_gib and free > 2 * base_gib + 2 else "cpu"
+    log.say(f"merging into the 16-bit base, and comparing logits, on the {'GPU' if device == 'cuda' else 'CPU'}")
     return child_process.run_module("common.merging", adapter, merged, held_out or "", device)
 
 

@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from common import hardware
 from common.refusal import Refusal
 from common.run_directory import read_json
 
@@ -79,6 +80,16 @@ def require_initial(directory, base, r, lora_alpha, target_modules):
     for name, (has, wanted) in pairs.items():
         if has != wanted:
             raise Refusal(f"INITIAL_MODEL {directory}: {name} is {has}, this run says {wanted}; make them equal, or start from MODEL_NAME")
+
+
+def require_gpu(tiny=False):
+    """Refuse to train on the CPU what was sized and planned for GPUs that nvidia-smi shows and torch cannot use. tiny: never."""
+    import torch
+
+    found = [] if tiny else hardware.gpus()
+    if found and not torch.cuda.is_available():
+        raise Refusal(f"nvidia-smi shows {found[0].name}, and torch {torch.__version__} cannot use it (torch.cuda.is_available() is "
+                      "False): its build does not fit the driver; make install finds the one that does (README, GPU machines)")  # fmt: skip
 
 
 def require_bf16():

@@ -14,6 +14,8 @@ from common.job import Job
 
 SAMPLES = (1_000, 10_000, 100_000)  # conversations of which every plan tells the hours
 USUAL_TOKENS = 512  # of a conversation where the data do not say
+FEW_STEPS = 30
+LONG = 16_384  # tokens of a row above which rows are documents
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,15 @@ def steps_of(rows, tokens, rows_per_step, epochs, max_steps):
     return {"steps": steps, "tokens_per_step": round(tokens / steps_per_epoch), "epochs": round(steps / steps_per_epoch, 3)}
 
 
+def few_steps(steps, packing, rows_per_step):
+    """A sentence where a run has too few steps for its schedule to mean anything; None where it has enough."""
+    if steps >= FEW_STEPS:
+        return None
+    packed = "PACKING = False, or " if packing else ""
+    return (f"{steps} optimiser steps are few: the rate hardly rises before it falls, and the model may learn nothing; more rows, more "
+            f"epochs, {packed}fewer rows a step than {rows_per_step} (GRADIENT_ACCUMULATION_STEPS) make more")  # fmt: skip
+
+
 def full_rows(tokens, max_seq_length, validation_tokens=0.0):
     """The `Workload` of training data of which only the number of tokens is known: rows are taken to be full."""
     source = "the number given with --tokens"
@@ -130,14 +141,14 @@ def samples_of(job, accelerator, workload=None, usd_per_gpu_hour=None):
     """[{rows, tokens, hours, gpu_hours, usd}, …]: what each of `SAMPLES` conversations takes in the job's epochs, without evaluations.
 
     tokens: of one conversation, as many as the workload's have on average, and packed or padded like these; where it has none, they
-    are taken to be USUAL_TOKENS of a packed row, else a full one. usd: None without a price. Nothing of pretraining, and where the
+    are taken to be of USUAL_TOKENS, and documents to fill their rows. usd: None without a price. Nothing of pretraining, and where the
     GPU's peak is unknown.
     """
     if job.pretraining or not accelerator.peak_tflops:
         return []
     if workload is None or not workload.conversations:
-        usual = min(USUAL_TOKENS, job.max_seq_length) if job.packing else job.max_seq_length
-        workload = replace(full_rows(usual, job.max_seq_length), attended_length=usual, conversations=1)
+        usual = job.max_seq_length if job.max_seq_length > LONG else min(USUAL_TOKENS, job.max_seq_length)
+        workload = replace(full_rows(usual, job.max_seq_length if job.packing else usual), attended_length=usual, conversations=1)
     tokens, found = round(workload.tokens / workload.conversations), []
     for rows in SAMPLES:
         share = rows / workload.conversations

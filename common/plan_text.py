@@ -7,7 +7,7 @@ import textwrap
 from common import hardware
 from common.hardware import GIB
 from common.log import say
-from common.plan import SAMPLES
+from common.plan import SAMPLES, few_steps
 
 WIDTH = 56  # characters of the bar
 INDENT = " " * 10
@@ -139,6 +139,8 @@ def _steps(plan):
     if work:
         lines[0] += f"; {course.epochs:g} epochs of {work.tokens:,.0f} tokens, {work.waste}"
         lines.append(f"{INDENT}tokens from: {work.source}")
+    if work and plan.job.max_steps <= 0 and (few := few_steps(course.steps, plan.job.packing, plan.job.rows_per_step)):
+        lines.append(f"warning   {few}")
     return lines
 
 

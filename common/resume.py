@@ -23,9 +23,6 @@ def check(name, resume=None, uri=None, check_store=True, directory=None):
         path = f"OUTPUT_DIR is {directory!r}; its last part is the run's name"
         becomes = path if directory else f"RUN_NAME is {name!r}; it becomes a directory"
         raise Refusal(f"{becomes}: letters, digits, '.', '_' and '-', beginning with a letter or digit")
-    if directory and is_rank_0():
-        from_store = remote_runs.named(resume)[1] if resume and "://" in resume else None
-        require_own(directory, resume, from_store)
     check_store = check_store and is_rank_0()
     if uri is not None:
         store = storage.open_store(uri)
@@ -37,6 +34,9 @@ def check(name, resume=None, uri=None, check_store=True, directory=None):
             store.check_readable()
     elif resume not in (None, "auto"):
         require_checkpoint(resume)
+    if directory and is_rank_0():
+        from_store = remote_runs.named(resume)[1] if resume and "://" in resume else None
+        require_own(directory, resume, from_store)
 
 
 def peek(output_dir, name, resume=None, uri=None, exact=False):

@@ -117,10 +117,15 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise Refusal(f"{self.path} cannot be a directory: it, or one above it, is a file; set OUTPUT_DIR to another place") from None
+        except OSError as error:
+            raise self._unwritable(error) from None
         path = self.path.resolve() / ".lock"
         if path in _taken:
             return
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise self._unwritable(error) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -133,6 +138,9 @@ class RunDirectory:
         _taken[path] = lock
         for left in self.path.glob(".regrouped-*") if lock is not None else ():  # of a start that was killed
             shutil.rmtree(left, ignore_errors=True)
+
+    def _unwritable(self, error):
+        return Refusal(f"nothing can be written to {self.path} ({error.strerror}); set OUTPUT_DIR to another place")
 
     def set_aside(self, checkpoint, why):
         """Rename a checkpoint to `why`-checkpoint-N-TIME, where nothing takes it for one; its new path."""

@@ -25,6 +25,7 @@ LEAST_MOVE = 0.15  # and of very many
 ERRATIC = 2  # usual moves that half of all moves exceed
 LEAP = 3  # usual moves of one value above the level
 ABOVE_START = 1.2  # every one of WINDOW losses over the first ones
+TOO_HIGH, TOO_LOW = 20, 100  # times the recipe's own rate
 RISING = 1.3  # recent loss over the lowest earlier one
 NOISES = 5  # by which it is above that at least
 
@@ -69,6 +70,16 @@ class WarningSigns:
             yield "idle", idle(self.busy, step, self.batch, self.accumulation, used / total, self.constants or {})
         if "full" not in self.said:
             yield "full", full(used, total, self.constants or {})
+
+
+def unusual_rate(learning_rate, usual):
+    """A sentence on a rate that is far from the recipe's own, which hardly ever learns; None for one that may."""
+    times = learning_rate / usual
+    if 1 / TOO_LOW <= times <= TOO_HIGH:
+        return None
+    far = f"{times:,.0f} times" if times > 1 else f"1/{1 / times:,.0f} of"
+    return f"LEARNING_RATE = {learning_rate:g} is {far} this recipe's {usual:g}; " + (
+        "the loss will hardly fall" if times < 1 else "the loss will probably rise or be thrown about")
 
 
 def rising(losses, step, learning_rate):

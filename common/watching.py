@@ -14,7 +14,7 @@ from common.gpu_load import GpuLoad
 from common.log import is_rank_0, say, warn
 from common.refusal import Refusal
 from common.run_directory import read_json
-from common.warning_signs import WarningSigns
+from common.warning_signs import WarningSigns, unusual_rate
 
 BYTES_A_CHECKPOINT = 12  # a trainable parameter: fp32 weight and two fp32 Adam moments at most
 BYTES_A_FULL_ONE = 16  # where all are trained under ZeRO-2: the bf16 weights twice besides; under ZeRO-3 once
@@ -45,6 +45,9 @@ def begin(run, checkpoint, settings, model, model_name, data, report_to, notes, 
     if checkpoint:
         after = f"; what came after it is now {', '.join(abandoned)}" if abandoned else ""
         say(f"resuming from {checkpoint.name}{after}")
+    rate = "LEARNING_RATE"
+    if unusual := unusual_rate(settings.values[rate], settings.usual[rate]):
+        warn(unusual)
     tracking.start(report_to, run_id, settings.values)
 
 
@@ -112,6 +115,8 @@ def announce(trainer, run, statistics, warmup_ratio):
             f"{unpacked:,.0f}; PACKING = False takes those, and {conversations / rows_per_step:,.0f} steps an epoch")
     if is_rank_0():
         run.update(padding_share=round(padding, 4))
+        if args.max_steps <= 0 and (text := plan.few_steps(planned["steps"], args.packing, rows_per_step)):
+            warn(text)
         for text in pointless(planned["steps"], warmup_ratio, args.eval_steps if trainer.eval_dataset else None, args.save_steps, padding):
             warn(text)
     return planned["steps"]
@@ -239,10 +244,8 @@ class Watch(TrainerCallback):
         return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
     def _write(self, text, state):
-        line = f"step {state.global_step}/{state.max_steps}  {text}"
-        say(line, terminal=self.bar.disable)
-        if not self.bar.disable:
-            self.bar.set_postfix_str(text)
+        with self.bar.external_write_mode():  # the bar makes room, and comes again below
+            say(f"step {state.global_step}/{state.max_steps}  {text}")
 
 
 def memory_gb():

@@ -33,7 +33,7 @@ HELD_OUT: constants.Share = 0.10  # share of the rows; half of it picks the best
 SPLIT_BY: str = "id"  # rows of one source question stay on one side: "id" takes cv_12_3 for an answer to cv_12, else a field's name
 SYSTEM: str | None = None  # the system message of rows that have none; none: they stay without
 MODEL_NAME: str = "Qwen/Qwen2.5-7B-Instruct"  # whose tokens are counted, where its tokenizer is on this machine; else characters
-MAX_SEQ_LENGTH: PositiveInt = 2048  # tokens: the recipe's; rows stay whole here, how many it will shorten is said
+MAX_SEQ_LENGTH: PositiveInt = 2048  # tokens: the recipe's, 2,048 or 4,096 by its GPU; rows stay whole, how many it will shorten is said
 BAD_ROWS: Literal["stop", "skip"] = "stop"  # "skip" leaves them out, counted
 SAMPLE: PositiveInt | None = None  # only the first so many rows of each file, for a look; none: all
 DRY_RUN: bool = False  # count, preview and say what would be dropped; write nothing
@@ -54,6 +54,7 @@ _WRITTEN = {"id", "topics", "messages"}  # fields that a row has anyway
 _SHOWN = 400  # characters of a message in the preview
 _COUNTED = 100_000  # rows whose tokens are counted, evenly spread: about half a minute
 _CHARACTERS = 4  # of a token of English
+_FEW = 20  # rows of valid.jsonl
 _AT_ONCE = 32  # rows that are tokenised together
 
 
@@ -95,7 +96,7 @@ def main(**overrides):
     print(visible("\n".join(f"{file}: {each(formats)}" for file, formats in found.files.items())))
     print(out.in_words(clip=_SHOWN))
     longer, said = lengths(found) if found.rows else (0, [])
-    print(visible("\n".join([*said, *notes(found, large)])))
+    print(visible("\n".join([*said, *notes(found, large, out)])))
     if refused:
         print(f"without --dry-run this stops: {str(refused).splitlines()[0]}")
     left_out = {"bad rows": len(found.bad), "duplicates": len(found.twice)}
@@ -262,7 +263,7 @@ def tokens_of(rows):
             for conversations in some for fitting in chat_text.fit(tokenizer, conversations, MAX_SEQ_LENGTH)]  # fmt: skip
 
 
-def notes(found, large):
+def notes(found, large, out):
     """Lines on what else is to be known: fields that are not carried over, groups that are too large, sides without rows."""
     lines = []
     if found.unused:
@@ -272,6 +273,8 @@ def notes(found, large):
         large = large["too_large"]
         lines += [f"{large['groups']:,} source questions have more rows than are wanted in valid.jsonl, and stay in train.jsonl: "
                   f"{large['rows']:,} rows, {large['largest_rows']:,} of them of {large['largest'][:80]}"]  # fmt: skip
+    if 0 < out.counts["valid"] < _FEW:
+        lines += [f"valid.jsonl has only {out.counts['valid']} rows: which checkpoint is best will be half chance; raise HELD_OUT"]
     if not HELD_OUT:
         lines += ["valid.jsonl and test.jsonl have no row, for HELD_OUT = 0: train with VALIDATION_FILE = None and TEST_FILE = None"]
     return lines

@@ -150,6 +150,7 @@ def main(**overrides):
     on_gpu = torch.cuda.is_available()
     if bf16:
         models.require_bf16()
+        models.require_gpu(settings.tiny)
     else:
         models.require_fp16()
     size = sizes(data.vocab_size)

@@ -160,6 +160,7 @@ def main(**overrides):
 
     models.quiet()
     models.require_bf16()
+    models.require_gpu(settings.tiny)
     if initial:
         models.require_initial(initial, model_name, LORA_R, LORA_ALPHA, TARGET_MODULES)
     on_gpu = torch.cuda.is_available()

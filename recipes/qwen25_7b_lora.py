@@ -34,7 +34,7 @@ TEST_FILE: str | None = "data/chat/test.jsonl"  # is only reported, by eval/
 HELD_OUT: Share = 0.10  # of TRAIN_FILES, half for each, where both are None, as they are beside another --train-file; 0 holds nothing out
 SPLIT_BY: str = "id"  # then rows of one source question stay on one side: "id" takes cv_12_3 for an answer to cv_12, else a field's name
 BAD_ROWS: Literal["stop", "skip"] = "stop"  # "skip" leaves them out, counted and written to skipped_rows.jsonl
-PACKING: bool = True  # several rows in one of MAX_SEQ_LENGTH, kept apart by the attention kernel; a CPU groups by length instead
+PACKING: bool = False  # True, on a GPU: several rows in one of MAX_SEQ_LENGTH, fewer and larger steps; for 10,000 rows and more
 
 # Adapter
 LORA_R: PositiveInt | None = None  # lora_rank; 16 trains 40 million of 7.6 billion parameters. None: GPU_PRESETS
@@ -47,7 +47,7 @@ TARGET_MODULES: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"
 # Optimisation
 NUM_TRAIN_EPOCHS: PositiveFloat = 3.0  # num_epochs
 MAX_STEPS: int = -1  # above 0 it decides instead of the epochs
-PER_DEVICE_TRAIN_BATCH_SIZE: PositiveInt | None = None  # None: GPU_PRESETS; with the other one given, so that a step has 16 rows
+PER_DEVICE_TRAIN_BATCH_SIZE: PositiveInt | None = None  # rows. None: GPU_PRESETS; with the other one given, so that a step has 16
 GRADIENT_ACCUMULATION_STEPS: PositiveInt | None = None  # likewise
 AUTO_BATCH: bool = True  # where memory runs out: a smaller micro-batch, as many rows a step; on one GPU
 PER_DEVICE_EVAL_BATCH_SIZE: PositiveInt = 1  # changes no figure
@@ -128,7 +128,7 @@ def main(**overrides):
     sizing.require_precision(BF16, FP16, settings)
     for sentence in intervals.require(SAVE_STRATEGY, SAVE_STEPS, EVAL_STRATEGY, EVAL_STEPS, LOAD_BEST_MODEL_AT_END):
         log.warn(sentence)
-    settings.leave_out(globals(), "not of these TRAIN_FILES", "VALIDATION_FILE", "TEST_FILE", beside="TRAIN_FILES")
+    settings.beside_others(globals(), "TRAIN_FILES", VALIDATION_FILE=None, TEST_FILE=None, SPLIT_BY="id")  # the file's are of its own
 
     place = Path(OUTPUT_DIR or f"outputs/{settings.default_run_name}").expanduser()
     where = (place.parent, place.name, RESUME_FROM_CHECKPOINT, CHECKPOINT_URI, bool(OUTPUT_DIR))
@@ -204,6 +204,7 @@ def main(**overrides):
 
     models.quiet()
     models.require_bf16() if BF16 else models.require_fp16("FP16")
+    models.require_gpu(settings.tiny)
     on_gpu = torch.cuda.is_available()
     train, validation = data.train(), data.validation() if held_out else None
     args = SFTConfig(  # before the model: DeepSpeed is read while loading
@@ -229,6 +230,8 @@ def main(**overrides):
         dataset_kwargs={"skip_prepare_dataset": not (PACKING and on_gpu)},  # rows are tokenised and fit already
         loss_type="nll",  # Unsloth computes it in chunks; TRL's own default is another path, slower here
         eval_strategy="steps" if validation else "no",
+        eval_steps=1,  # this and the next: `intervals.place`
+        save_steps=1,
         load_best_model_at_end=LOAD_BEST_MODEL_AT_END and validation is not None,
         metric_for_best_model="eval_loss" if validation else None,
         logging_steps=LOGGING_STEPS,

@@ -167,6 +167,7 @@ def main(**overrides):
 
     models.quiet()
     models.require_bf16()
+    models.require_gpu(settings.tiny)
     train, validation = data.train(), data.validation()
     args = SFTConfig(  # before the model: DeepSpeed is read while loading
         output_dir=OUTPUT_DIR,

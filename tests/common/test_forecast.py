@@ -235,7 +235,7 @@ def test_what_samples_take_stands_on_the_page(capsys):
     one, ten, hundred = [f"{plan_text.duration(sample['hours'])} ({sample['usd']:,.2f} dollars)" for sample in samples]
     assert f"samples of {tokens} tokens each, 3 epochs, without evaluations: 1,000 take {one}, 10,000 {ten}, 100,000 {hundred}" in said
     forecast.show(JOB, MODEL, asked(gpus="1x4090"), "RTX 3060", {"none.jsonl": 1.0})
-    assert "samples taken to be of 2,048 tokens each, 3 epochs, without" in " ".join(capsys.readouterr().out.split())
+    assert "samples taken to be of 512 tokens each, 3 epochs, without" in " ".join(capsys.readouterr().out.split())
     forecast.show(JOB, MODEL, asked(), "cpu", {})
     assert "samples" not in capsys.readouterr().out
 

@@ -29,14 +29,21 @@ def test_samples_take_what_a_run_of_so_many_conversations_takes():
     assert plan.samples_of(JOB.on(2), GPU, padded)[1]["gpu_hours"] == pytest.approx(2 * hours[1])
 
 
-def test_conversations_that_are_not_known_are_taken_to_be_usual_ones_and_alone_in_a_row_full_ones():
+def test_conversations_that_are_not_known_are_taken_to_be_usual_ones_and_documents_to_fill_their_rows():
     whole = plan.full_rows(10_000_000, JOB.max_seq_length)
     assert [sample["tokens"] for sample in plan.samples_of(JOB, GPU, whole)] == [512] * 3
     assert plan.samples_of(JOB.changed({"MAX_SEQ_LENGTH": 256}), GPU)[0]["tokens"] == 256
     alone = plan.samples_of(JOB.changed({"PACKING": False}), GPU)[2]
-    assert alone["tokens"] == 2048 and alone["usd"] is None
-    steps, per_step = -(-100_000 // JOB.rows_per_step) * 3, JOB.rows_per_step * 2048
-    assert alone["hours"] == pytest.approx(steps * plan.time_of(JOB, GPU, per_step, 2048, steps).step / 3600)
+    assert alone["tokens"] == 512 and alone["usd"] is None
+    steps, per_step = -(-100_000 // JOB.rows_per_step) * 3, JOB.rows_per_step * 512
+    assert alone["hours"] == pytest.approx(steps * plan.time_of(JOB, GPU, per_step, 512, steps).step / 3600)
+    assert plan.samples_of(JOB.changed({"PACKING": False, "MAX_SEQ_LENGTH": 32_768}), GPU)[0]["tokens"] == 32_768
+
+
+def test_few_steps_are_said():
+    assert plan.few_steps(30, True, 16) is None
+    assert plan.few_steps(3, True, 16).startswith("3 optimiser steps are few") and "PACKING = False, or" in plan.few_steps(3, True, 16)
+    assert "PACKING" not in plan.few_steps(3, False, 16) and "than 16 (GRADIENT_ACCUMULATION_STEPS)" in plan.few_steps(3, False, 16)
 
 
 def test_no_samples_of_pretraining_or_of_a_speed_that_is_not_known():

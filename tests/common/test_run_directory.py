@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from example_checkpoints import contents, run_id, write_checkpoint, write_run
@@ -213,3 +214,8 @@ def test_a_run_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(Refusal, match="cannot be a directory: it, or one above it, is a file; set OUTPUT_DIR"):
         RunDirectory(tmp_path / "file" / "run").take()
+
+
+def test_a_place_where_nothing_can_be_written_is_refused():
+    with pytest.raises(Refusal, match=r"nothing can be written to /proc/run \(.*\); set OUTPUT_DIR to another place"):
+        RunDirectory(Path("/proc/run")).take()

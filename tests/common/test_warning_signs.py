@@ -128,3 +128,10 @@ def test_memory_at_its_edge_names_what_to_change_first():
     )
     assert warning_signs.full(76.9, 79.3, {}).endswith("a longer row may not fit")
     assert warning_signs.full(74.0, 79.3, CONSTANTS) is None
+
+
+@pytest.mark.parametrize(("rate", "said"), [(2e-4, None), (1e-5, None), (3e-3, None), (0.2, "1,000 times this recipe's 0.0002"),
+                                            (1e-9, "1/200,000 of this recipe's 0.0002; the loss will hardly fall")])  # fmt: skip
+def test_a_rate_far_from_the_recipes_own(rate, said):
+    found = warning_signs.unusual_rate(rate, 2e-4)
+    assert (found is None) if said is None else said in found

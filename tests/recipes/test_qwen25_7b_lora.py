@@ -88,7 +88,7 @@ def config(home, warm):
     for kind in ("messages", "instruction", "prompt", "question", "text"):
         assert kind in said
     text = (ROOT / "recipes/qwen25_7b_lora.yaml").read_text().replace("data/chat/", f"{home / 'chat'}/")
-    text = text.replace("outputs/my_run", str(home / "output")).replace("Qwen/Qwen2.5-7B-Instruct         #", "tiny-qwen2 #")
+    text = text.replace("outputs/my_run", str(home / "output"))
     for key, value in (("num_epochs: 3", "num_epochs: 1"), ("# use_qlora: true", "use_qlora: true"), ("# lora_rank: 16", "lora_rank: 8"),
                        ("# per_device_train_batch_size: 2", "per_device_train_batch_size: 8"), ("save_steps: 100", "save_steps: 4"),
                        ("# gradient_accumulation_steps: 8", "gradient_accumulation_steps: 2"), ("eval_steps: 100", "eval_steps: 4"),
@@ -139,8 +139,8 @@ def test_it_resumes_from_the_checkpoint_that_is_named(configured, config, home, 
     assert losses(configured.run) == before, "the same losses again"
 
 
-def test_the_run_from_raw_rows_is_judged(configured, home):
-    code, said = call(["bash", "eval/eval_all_checkpoints.sh", str(configured.run.path), "--only", "final_model", "--rows", "5"], home)
+def test_the_run_from_raw_rows_is_judged(configured, home, warm):
+    code, said = warm.plainly(["eval/eval_all.py", str(configured.run.path), "--only", "final_model", "--rows", "5"], home)
     assert code == 0 and math.isfinite(read_json(configured.run.eval / "final_model.json")["metrics"]["loss"]["mean"]), said
 
 
