@@ -278,8 +278,9 @@ def test_rows_that_cannot_be_used(refused, tmp_path):
     train, valid = tmp_path / "train.jsonl", tmp_path / "valid.jsonl"
     train.write_text("".join(rows))
     files = {"train_file": str(train), "validation_file": str(valid)}
-    said = refused(train_file=str(train))
-    assert "HELD_OUT = 0.2 of 4 wants" in said or "SPLIT_BY names" in said, "beside other rows those of data/chat judge nothing"
+    (tmp_path / "two.jsonl").write_text("".join(rows[:2]))
+    said = refused(train_file=str(tmp_path / "two.jsonl"))
+    assert "the rows come from 2 source question(s); HELD_OUT = 0.2 needs at least 3" in said, "other rows than data/chat judge these"
     assert "valid.jsonl does not exist" in refused(**files)
     valid.write_text("")
     assert "valid.jsonl is empty; VALIDATION_FILE must name" in refused(**files)
