@@ -45,8 +45,8 @@ def card(facts, directory):
         f"## Data\n\n{data(facts)}",
         f"## Training\n\n{training(facts, CONSTANTS)}",
         f"## Figures\n\n{figures(facts, directory.resolve().name)}",
-        f"## Loading it\n\n{loading(facts, base, adapter, four_bit)}",
-        f"## Serving it\n\n{served(facts, base, adapter)}",
+        f"## Loading it\n\n{loading(facts, base, adapter, four_bit, date_of(directory))}",
+        f"## Serving it\n\n{served(facts, base, adapter, date_of(directory))}",
         f"## Limits\n\n{limits(facts, directory.resolve().name)}",
     ]
     return "\n\n".join(sections) + "\n"
@@ -124,8 +124,14 @@ def merged_sentence(facts, own, adapter):
     return inline(f"{sentence}.{near}", 600)
 
 
-def loading(facts, base, adapter, four_bit):
-    """Code that loads the model with transformers and peft and asks it something, with the date that training wrote into prompts."""
+def date_of(directory):
+    """The date that training wrote into prompts, where the model's chat template has one; else None."""
+    template = directory / "chat_template.jinja"
+    return DATE if not template.is_file() or "date_string" in template.read_text(encoding="utf-8") else None
+
+
+def loading(facts, base, adapter, four_bit, date):
+    """Code that loads the model with transformers and peft and asks it something, with this date in the prompt."""
     hub, revision = is_hub_name(base), revision_of(facts, base)
     pinned = f", revision={yaml(revision)}" if revision else ""
     quantised = adapter and four_bit
@@ -143,7 +149,8 @@ def loading(facts, base, adapter, four_bit):
     lines += ["model = PeftModel.from_pretrained(model, MODEL)"] * adapter
     lines += ["tokenizer = AutoTokenizer.from_pretrained(MODEL)", ""]
     lines += [f'messages = [{{"role": "user", "content": {yaml(QUESTION)}}}]']
-    lines += ["inputs = tokenizer.apply_chat_template(", f'    messages, date_string="{DATE}",  # of every prompt in training']
+    dated = f' date_string="{date}",  # of every prompt in training' if date else ""
+    lines += ["inputs = tokenizer.apply_chat_template(", f"    messages,{dated}"]
     lines += ['    add_generation_prompt=True, return_dict=True, return_tensors="pt",', ")"]
     lines += ["output = model.generate(**inputs.to(model.device), max_new_tokens=256, do_sample=False)"]
     lines += ['print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))']
@@ -156,7 +163,7 @@ def revision_of(facts, base):
     return re.sub(r"[^\w./-]", "", str(revision))[:100] if revision and is_hub_name(base) else None
 
 
-def served(facts, base, adapter):
+def served(facts, base, adapter, date):
     """Commands that serve the model from its own directory: an adapter by vLLM on its base, the rest from the merged model beside it."""
     length = facts.constants.get("MAX_SEQ_LENGTH")
     length, rank = length if is_number(length) else 2048, facts.constants.get("LORA_R")
@@ -168,7 +175,7 @@ def served(facts, base, adapter):
     parts = [
         f"From this directory.{merged} vLLM goes into an environment of its own, since it brings its own torch:",
         fenced("bash", alone or serving.vllm(whole, facts.name, length)),
-        fenced("bash", serving.curl(facts.name, QUESTION, DATE)),
+        fenced("bash", serving.curl(facts.name, QUESTION, date)),
         'The same from transformers, after `pip install "transformers[serving]"`; there the request has no `"model"`, or this path:',
         fenced("bash", serving.transformers(whole)),
         "As GGUF for llama.cpp and Ollama, in the environment of the training on a GPU. Unsloth fetches llama.cpp, built or to be built "

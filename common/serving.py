@@ -45,11 +45,11 @@ def transformers(path):
     return f"transformers serve {shlex.quote(str(path))}"
 
 
-def curl(name, question, date, port=8000):
+def curl(name, question, date=None, port=8000):
     """A request to either, in OpenAI's form. date: the one that training wrote into prompts, where the chat template has one."""
     messages = [{"role": "user", "content": question}]
     body = {"model": served_name(name), "messages": messages, "temperature": 0, "max_tokens": 256}
-    body["chat_template_kwargs"] = {"date_string": date}
+    body |= {"chat_template_kwargs": {"date_string": date}} if date else {}
     told = shlex.quote(json.dumps(body, ensure_ascii=False))
     return f"curl http://localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' -d {told}"
 

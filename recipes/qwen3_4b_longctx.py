@@ -241,6 +241,7 @@ def main(**overrides):
             if MERGE:  # in a process of its own; what is saved above stays whatever happens there
                 figures["merge"] = merging.merge_apart(run.final_model, run.merged_model, run.held_out_file(), base_gib)
                 run.update(**figures)
+                model_card.write(run.merged_model, run)
                 log.say(f"merged in 16 bit: {run.merged_model}, logits within {figures['merge']['relative_rms']:.1%} of the adapter's")
             log.say(f"report: {report.write(run)}; judge every checkpoint: bash eval/eval_all_checkpoints.sh {run.path}")
             tracking.finish(REPORT_TO)

@@ -129,6 +129,9 @@ def test_it_asks_nothing_of_the_data_for_a_card_is_published(run):
     sent = asks(body)
     assert sent["messages"] == [{"role": "user", "content": "Hello"}] and sent["model"] == "llama32_qlora" and "Okafor" not in body
     assert sent["chat_template_kwargs"] == {"date_string": chat_text.DATE}
+    (run.final_model / "chat_template.jinja").write_text("{{ messages }}")
+    body = card(run)[1]
+    assert "date_string" not in body and "chat_template_kwargs" not in asks(body)
 
 
 def test_an_adapter_is_served_on_its_base_and_the_rest_from_the_merged_model(run):
