@@ -226,6 +226,7 @@ def main(**overrides):
         max_length=MAX_SEQ_LENGTH,
         packing=PACKING and on_gpu,
         eval_packing=False,
+        padding_free=False,  # rows have like lengths; Unsloth would decide by itself
         dataset_num_proc=1,  # packed rows are the same whatever the machine's cores
         dataset_kwargs={"skip_prepare_dataset": not (PACKING and on_gpu)},  # rows are tokenised and fit already
         loss_type="nll",  # Unsloth computes it in chunks; TRL's own default is another path, slower here
