@@ -65,7 +65,7 @@ def not_covered(packing, tiled_mlp=None):
             "those parts of the recipe are not exercised by this run"
         ]
     return [
-        "no GPU: Unsloth trains on the CPU with plain AdamW in place of paged 8-bit AdamW, rows grouped by length in place of packing, and "
+        "no GPU: Unsloth trains on the CPU with plain AdamW in place of 8-bit AdamW, never packs rows, which are grouped by length, and is "
         "without its GPU kernels; those parts of the recipe are not exercised by this run"
     ]
 
