@@ -101,13 +101,12 @@ def require_bf16():
         raise Refusal(f"{name} has no bf16, in which this recipe trains; take an Ampere GPU or newer (RTX 30, A100, L4, H100)")
 
 
-def require_fp16(constant="PRECISION"):
-    """Refuse fp16 on a CPU, where no loss is scaled. constant: PRECISION or FP16, which asks for it."""
+def require_fp16():
+    """Refuse fp16 on a CPU, where DeepSpeed does not scale a loss."""
     import torch
 
     if not torch.cuda.is_available():
-        asked, fix = {"PRECISION": ('"fp16"', 'PRECISION = "bf16"'), "FP16": ("True", "FP16 = False and BF16 = True")}[constant]
-        raise Refusal(f"{constant} is {asked}, which is for GPUs older than bf16, and there is no GPU here; set {fix}")
+        raise Refusal('PRECISION is "fp16", which is for GPUs older than bf16, and there is no GPU here; set PRECISION = "bf16"')
 
 
 def add_lora(model, r, lora_alpha, lora_dropout, target_modules, gradient_checkpointing="unsloth", seed=42, revision=None):

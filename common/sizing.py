@@ -47,12 +47,15 @@ def decide(settings, namespace, presets, own_gpu, checkpoint=None):
 
 
 def require_precision(bf16, fp16, settings):
-    """Refuse where not exactly one of the two is asked for, and bf16 on a GPU that is known to be without it: that of --plan --gpus, else
-    the one found here."""
+    """Refuse where not exactly one of the two is asked for, bf16 on a GPU that is known to be without it, and fp16 without a GPU."""
     if bf16 == fp16:
         raise Refusal(f"BF16 and FP16 are both {bf16}; a run computes in one of them: BF16 on Ampere GPUs (RTX 30, A100) and newer, FP16 "
                       "on older ones")  # fmt: skip
-    found = None if settings.gpus or settings.prefetch else accelerators.found()  # those that --gpus may name have it
+    found = accelerators.found()
+    if settings.gpus or settings.prefetch:  # not for what is found here; what --gpus may name has bf16
+        return
+    if fp16 and not found and not settings.plan:
+        raise Refusal("FP16 is True, which is for GPUs older than bf16, and there is no GPU here; set FP16 = False and BF16 = True")
     if bf16 and found and not found[1].bf16:
         raise Refusal(f"BF16 is True, and {found[1].name} has no bf16; set BF16 = False and FP16 = True, or take an Ampere GPU or newer "
                       "(RTX 30, A100, L4, H100)")  # fmt: skip

@@ -203,7 +203,8 @@ def main(**overrides):
     from common import report, run_directory, serving, tracking, watching
 
     models.quiet()
-    models.require_bf16() if BF16 else models.require_fp16("FP16")
+    if BF16:
+        models.require_bf16()
     models.require_gpu(settings.tiny)
     on_gpu = torch.cuda.is_available()
     train, validation = data.train(), data.validation() if held_out else None

@@ -158,13 +158,14 @@ RUN = {
     "steps": 150,
     "train_loss": 0.29,
     "eval_loss": 0.39,
+    "tokens_per_second": 812.5,
     "best_checkpoint": "checkpoint-100",
     "merge": {"relative_rms": 0.0092, "top1_agreement": 0.9937, "tolerance": 0.05},
     "finished": "2026-11-20T11:30:31+00:00",
     "seconds": 31.2,
     "warnings": ["The held-out loss has risen since step 100."],
 }
-AT_THE_END = ("train_loss", "eval_loss", "best_checkpoint", "steps", "merge")  # not there yet when training breaks off
+AT_THE_END = ("train_loss", "eval_loss", "tokens_per_second", "best_checkpoint", "steps", "merge")  # not there yet when training breaks off
 
 
 def write_example_run(path, evaluated=True):

@@ -23,13 +23,12 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def learned(home):
+def learned(home, warm):
     """`python recipes/qwen25_7b_lora.py --tiny`, then base and end judged on half of the test rows."""
     code, said = call(["python", RECIPE, "--tiny", "--output-dir", str(home / "learned")], home, OMP_NUM_THREADS="1")
     assert code == 0, said
     run = RunDirectory(home / "learned")
-    judge = ["bash", "eval/eval_all_checkpoints.sh", str(run.path), "--only", "base,final_model", "--rows", "30"]
-    code, judged = call(judge, home, OMP_NUM_THREADS="1")
+    code, judged = warm.plainly(["eval/eval_all.py", str(run.path), "--only", "base,final_model", "--rows", "30"], home)
     assert code == 0, judged
     return Ran(0, said, run)
 
