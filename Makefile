@@ -75,7 +75,7 @@ combine: $(STAMP) ## write the weighted mixture of the training files to data/co
 	@python prepare/combine.py $(ARGS)
 
 test: $(STAMP) ## prove the repository, within ten minutes on two cores
-	@python -m pytest -n 3 --dist loadfile $(ARGS)
+	@python -m pytest -n 2 --dist loadfile $(ARGS)
 
 soak: $(STAMP) ## long learning, kill and fault runs
 	@python -m pytest -m soak $(ARGS)

@@ -24,7 +24,7 @@ class Resolved(switches.Switches):
 
     recipe: str  # file name without .py
     values: dict
-    origins: dict  # constant -> "file" | "tiny" | "config" | "flag"
+    origins: dict  # constant -> "file" | "tiny" | "config" | "flag", or who decided it later
     argv: list | None  # the flags this was called with, None when main() was called from Python
     usual: dict = field(default_factory=dict)  # constant -> its value in the file, or in TINY
 
@@ -50,8 +50,8 @@ class Resolved(switches.Switches):
                 self.origins[name] = why
 
     def beside_others(self, namespace, own, **values):
-        """Give constants whose values in the file, or in TINY, belong to those of `own`, these values where `own` was set otherwise."""
-        if self.origins[own] in ("config", "flag"):
+        """Give constants whose values in the file, or in TINY, belong to that of `own`, these values where `own` has another one."""
+        if self.values[own] != self.usual[own]:
             for name, value in values.items():
                 if self.origins[name] in ("file", "tiny"):
                     self.values[name] = namespace[name] = value

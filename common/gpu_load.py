@@ -6,7 +6,7 @@ from common import hardware
 
 
 class GpuLoad:
-    """Asks every `seconds` between `start` and `end`; ends by itself where nvidia-smi never tells. A second `start` ends the first."""
+    """Asks every `seconds` between `start` and `end`; ends by itself where nvidia-smi does not tell. A second `start` ends the first."""
 
     def __init__(self, seconds=5):
         self.seconds, self.shares, self.ended = seconds, [], threading.Event()

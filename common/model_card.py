@@ -125,7 +125,7 @@ def merged_sentence(facts, own, adapter):
 
 
 def date_of(directory):
-    """The date that training wrote into prompts, where the model's chat template has one; else None."""
+    """The date that training wrote into prompts, where the model's chat template has one or lies elsewhere; else None."""
     template = directory / "chat_template.jinja"
     return DATE if not template.is_file() or "date_string" in template.read_text(encoding="utf-8") else None
 

@@ -102,11 +102,11 @@ def require_bf16():
 
 
 def require_fp16():
-    """Refuse fp16 on a CPU, where DeepSpeed does not scale a loss."""
+    """Refuse fp16 on a CPU, where no loss is scaled."""
     import torch
 
     if not torch.cuda.is_available():
-        raise Refusal('PRECISION is "fp16", which is for GPUs older than bf16, and there is no GPU here; set PRECISION = "bf16"')
+        raise Refusal("fp16 is asked for, which is for GPUs older than bf16, and there is no GPU here that torch can use; ask for bf16")
 
 
 def add_lora(model, r, lora_alpha, lora_dropout, target_modules, gradient_checkpointing="unsloth", seed=42, revision=None):

@@ -139,7 +139,8 @@ def _steps(plan):
     if work:
         lines[0] += f"; {course.epochs:g} epochs of {work.tokens:,.0f} tokens, {work.waste}"
         lines.append(f"{INDENT}tokens from: {work.source}")
-    if work and plan.job.max_steps <= 0 and (few := few_steps(course.steps, plan.job.packing, plan.job.rows_per_step)):
+    known = work and work.conversations and plan.job.max_steps <= 0  # else steps are a guess
+    if known and (few := few_steps(course.steps, plan.job.packing, plan.job.rows_per_step)):
         lines.append(f"warning   {few}")
     return lines
 

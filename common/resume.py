@@ -20,7 +20,7 @@ def check(name, resume=None, uri=None, check_store=True, directory=None):
     check_store: write a small object there and read it back, on rank 0; directory: where it is given for this run alone.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        path = f"OUTPUT_DIR is {directory!r}; its last part is the run's name"
+        path = f"OUTPUT_DIR is {str(directory)!r}; its last part is the run's name"
         becomes = path if directory else f"RUN_NAME is {name!r}; it becomes a directory"
         raise Refusal(f"{becomes}: letters, digits, '.', '_' and '-', beginning with a letter or digit")
     check_store = check_store and is_rank_0()
@@ -96,13 +96,16 @@ def _open_fresh(output_dir, name, store, exact):
     others = set()  # names that turned out to be somebody's
     while True:
         if exact and others:
-            raise Refusal(f"OUTPUT_DIR {output_dir / name} is another run's, or its name is taken in the store; name another directory")
+            raise Refusal(f"OUTPUT_DIR {output_dir / name} is another run's, or its name is taken in the store, perhaps by a start that "
+                          "saved nothing there; name another directory, or remove that name from the store")  # fmt: skip
         here = {path.name for path in output_dir.glob(f"{name}*") if not RunDirectory(path).is_free()}
         there = {key for key in store.names() if not _is_ours(store, key, output_dir)} if store else set()
         run = RunDirectory(output_dir / (name if exact else _free_name(name, here | there | others)))
         try:
             run.take()
         except InUse:  # by a start that does not train yet
+            if exact:
+                raise
             others.add(run.path.name)
             continue
         if not run.is_free():  # begun by another one in the meantime

@@ -181,7 +181,8 @@ def require_own(directory, resume=None, from_store=None):
     if from_store and from_store != directory.name:
         raise Refusal(f"RESUME_FROM_CHECKPOINT is of the run {from_store}, and OUTPUT_DIR is {directory}; a run keeps its name: leave "
                       f"OUTPUT_DIR out, or set it to {directory.parent / from_store}")  # fmt: skip
-    if run.is_free() or (resume and run.run.is_file()):
+    begun = run.run.is_file() or (directory / ".lock").is_file()  # also by a download that broke off before run.json
+    if run.is_free() or (resume and begun) or resume not in (None, "auto"):
         return
     if run.run.is_file() or run.checkpoints():
         step = max((step for step, _ in run.checkpoints()), default=0)

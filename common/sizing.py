@@ -79,7 +79,8 @@ def _as_before(settings, namespace, presets, checkpoint):
     """What the run had where nothing else is said; and its micro-batch, where AUTO_BATCH shrank it from what is said."""
     before, origin = checkpoint["constants"], f"checkpoint-{checkpoint['step']}"
     now, then = ([values.get(name) for name in BATCH] for values in (settings.values, before))
-    if settings.values["AUTO_BATCH"] and now != [None, None] and None not in then:
+    alone = checkpoint["world_size"] == 1 and not checkpoint["sharded"]  # only such a run shrinks
+    if settings.values["AUTO_BATCH"] and alone and now != [None, None] and None not in then:
         rows = then[0] * then[1]
         batch, accumulation = now[0] or rows // now[1], now[1] or rows // now[0]
         if batch * accumulation == rows and then[0] < batch:

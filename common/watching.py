@@ -152,7 +152,7 @@ def figures(trainer, statistics=None):
 
 
 class Watch(TrainerCallback):
-    """Progress bar on a terminal, lines elsewhere; metrics.jsonl; `WarningSigns`; an end where the loss is NaN."""
+    """A line for each logged step, with a bar below them on a terminal; metrics.jsonl; `WarningSigns`; an end where the loss is NaN."""
 
     def __init__(self, run, more=None, larger="LEARNING_RATE", constants=None):
         self.run, self.more, self.larger, self.constants, self.bar, self.gpus = run, more, larger, constants, None, GpuLoad()

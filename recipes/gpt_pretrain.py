@@ -148,9 +148,9 @@ def main(**overrides):
 
     models.quiet()
     on_gpu = torch.cuda.is_available()
+    models.require_gpu(settings.tiny)
     if bf16:
         models.require_bf16()
-        models.require_gpu(settings.tiny)
     else:
         models.require_fp16()
     size = sizes(data.vocab_size)

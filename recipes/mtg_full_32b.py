@@ -156,9 +156,9 @@ def main(**overrides):
 
     models.quiet()
     on_gpu, dtype = torch.cuda.is_available(), torch.bfloat16 if BF16 else torch.float32
+    models.require_gpu(settings.tiny)
     if BF16:
         models.require_bf16()
-        models.require_gpu(settings.tiny)
     elif on_gpu:
         raise Refusal("BF16 is False, and on a GPU Unsloth's trainer would turn to bf16 by itself; set BF16 = True")
     train, validation, test = data.train(), data.validation(), data.test()

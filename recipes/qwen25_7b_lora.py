@@ -126,8 +126,6 @@ def main(**overrides):
     settings = constants.resolve(globals(), overrides)  # from here on the capitals hold the resolved values
     versions.check()
     sizing.require_precision(BF16, FP16, settings)
-    for sentence in intervals.require(SAVE_STRATEGY, SAVE_STEPS, EVAL_STRATEGY, EVAL_STEPS, LOAD_BEST_MODEL_AT_END):
-        log.warn(sentence)
     settings.beside_others(globals(), "TRAIN_FILES", VALIDATION_FILE=None, TEST_FILE=None, SPLIT_BY="id")  # the file's are of its own
 
     place = Path(OUTPUT_DIR or f"outputs/{settings.default_run_name}").expanduser()
@@ -150,6 +148,8 @@ def main(**overrides):
     names = ("TRAIN_FILES", "VALIDATION_FILE", "TEST_FILE", "HELD_OUT", "SPLIT_BY", "SEED", "BAD_ROWS", "MAX_SEQ_LENGTH")
     prepared = {name: settings.values[name] for name in names}
     held_out = EVAL_STRATEGY != "no" and bool(VALIDATION_FILE or (not files and HELD_OUT))
+    for sentence in intervals.require(SAVE_STRATEGY, SAVE_STEPS, EVAL_STRATEGY, EVAL_STEPS, LOAD_BEST_MODEL_AT_END and held_out):
+        log.warn(sentence)
 
     def ds_json():
         return zero.check(DS_CONFIG, most=2, gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS, gradient_clipping=MAX_GRAD_NORM,
@@ -203,9 +203,8 @@ def main(**overrides):
     from common import report, run_directory, serving, tracking, watching
 
     models.quiet()
-    if BF16:
-        models.require_bf16()
     models.require_gpu(settings.tiny)
+    models.require_bf16() if BF16 else models.require_fp16()
     on_gpu = torch.cuda.is_available()
     train, validation = data.train(), data.validation() if held_out else None
     args = SFTConfig(  # before the model: DeepSpeed is read while loading

@@ -21,7 +21,7 @@ JUDGE = f"bash eval/eval_all_checkpoints.sh {{home}}/{TINY}"
 
 
 def pytest_collection_modifyitems(items):
-    """The longest tests first, so that processes that share the files of tests (-n 3 --dist loadfile) end together."""
+    """The longest tests first, so that two processes that share the files of tests (-n 2 --dist loadfile) end together."""
     items.sort(key=lambda item: item.path.parent.name != "recipes")
 
 

@@ -396,3 +396,12 @@ def test_what_is_decided_later_fills_what_is_none(run):
     resolved.decide(namespace, "the GPU's row", LOAD_IN_4BIT=True, LORA_R=64)
     assert namespace["LOAD_IN_4BIT"] is resolved.values["LOAD_IN_4BIT"] is True and namespace["LORA_R"] == 16
     assert re.search(r"LOAD_IN_4BIT +True +<- the GPU's row", resolved.show())
+
+
+def test_what_belongs_to_the_files_rows_goes_where_others_are_named(run):
+    source = RECIPE + 'VALIDATION_FILE: str | None = "v.jsonl"\n'
+    for given, wanted in ((["--train-files", "b.jsonl"], None), (["--train-files", "a.jsonl"], "v.jsonl"), ([], "v.jsonl"),
+                          (["--train-files", "b.jsonl", "--validation-file", "w.jsonl"], "w.jsonl")):  # fmt: skip
+        namespace, resolved = run(*given, source=source)
+        resolved.beside_others(namespace, "TRAIN_FILES", VALIDATION_FILE=None)
+        assert namespace["VALIDATION_FILE"] == resolved.values["VALIDATION_FILE"] == wanted

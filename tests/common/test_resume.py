@@ -80,7 +80,7 @@ def test_a_directory_that_was_given_is_taken_or_refused(tmp_path, uri):
     run, checkpoint = open_run(tmp_path, "faq", exact=True)
     assert (run.path, checkpoint) == (tmp_path / "faq", None), "a neighbour's number says nothing"
     run.begin({})
-    with pytest.raises(Refusal, match=r"OUTPUT_DIR .*/faq is another run's, or its name is taken in the store; name another directory"):
+    with pytest.raises(Refusal, match=r"OUTPUT_DIR .*/faq is another run's, or its name is taken in the store"):
         open_run(tmp_path, "faq", exact=True)
     assert resume.peek(tmp_path, "faq", "auto", exact=True) is None and open_run(tmp_path, "faq", "auto", exact=True)[0].path == run.path
     store_run(uri, write_run(tmp_path / "there" / "faq", steps=(3,)))

@@ -219,3 +219,20 @@ def test_a_run_below_a_file_is_refused(tmp_path):
 def test_a_place_where_nothing_can_be_written_is_refused():
     with pytest.raises(Refusal, match=r"nothing can be written to /proc/run \(.*\); set OUTPUT_DIR to another place"):
         RunDirectory(Path("/proc/run")).take()
+
+
+def test_a_directory_of_a_run_that_was_given(tmp_path):
+    own = tmp_path / "mine"
+    run_directory.require_own(own)
+    (own / ".coming-checkpoint-5").mkdir(parents=True)
+    (own / ".lock").write_text("")
+    run_directory.require_own(own, "auto")  # a download that broke off is taken up again
+    with pytest.raises(Refusal, match=r"holds other things \(\.coming-checkpoint-5, \.lock\); name a directory that is new or empty"):
+        run_directory.require_own(own)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("x")
+    with pytest.raises(Refusal, match="holds other things"):
+        run_directory.require_own(tmp_path / "notes", "auto")
+    run_directory.require_own(own, "gs://bucket/runs/mine", "mine")
+    with pytest.raises(Refusal, match="is of the run theirs, and OUTPUT_DIR is .*/mine; a run keeps its name"):
+        run_directory.require_own(own, "gs://bucket/runs/theirs", "theirs")

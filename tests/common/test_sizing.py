@@ -140,21 +140,31 @@ def test_a_part_of_a_gpu_is_not_sized_by_the_whole(decided, monkeypatch):
         decided()
 
 
+def manifest(constants, step, world_size=1):
+    return {"constants": constants, "step": step, "world_size": world_size, "sharded": world_size > 1}
+
+
+def test_more_ranks_take_less_accumulation(decided):
+    had = dict(zip(PRESETS["GPU"], (False, 64, 1, 16, 4096, "none"), strict=True))
+    found, _, _ = decided(checkpoint=manifest(had, 50, world_size=2), gradient_accumulation_steps=8)
+    assert (found.PER_DEVICE_TRAIN_BATCH_SIZE, found.GRADIENT_ACCUMULATION_STEPS) == (1, 8), "on four GPUs in place of two"
+
+
 def test_a_run_that_goes_on_keeps_what_it_had_on_another_gpu(decided):
     had = dict(zip(PRESETS["GPU"], PRESETS["A40"], strict=True))
-    found, settings, said = decided(("NVIDIA H200", 143771), {"constants": had, "step": 200})
+    found, settings, said = decided(("NVIDIA H200", 143771), manifest(had, 200))
     assert said is None and found.LORA_R == 32 and settings.origins["LORA_R"] == "checkpoint-200"
     shrunk = had | {"PER_DEVICE_TRAIN_BATCH_SIZE": 1, "GRADIENT_ACCUMULATION_STEPS": 16}
     asked = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
-    found, settings, _ = decided(checkpoint={"constants": shrunk, "step": 200}, **asked)
+    found, settings, _ = decided(checkpoint=manifest(shrunk, 200), **asked)
     assert (found.PER_DEVICE_TRAIN_BATCH_SIZE, found.GRADIENT_ACCUMULATION_STEPS) == (1, 16)
     assert settings.origins["PER_DEVICE_TRAIN_BATCH_SIZE"] == "checkpoint-200, shrunk for lack of memory"
-    had = {"constants": had | {"PER_DEVICE_TRAIN_BATCH_SIZE": 4, "GRADIENT_ACCUMULATION_STEPS": 4}, "step": 10}
+    had = manifest(had | {"PER_DEVICE_TRAIN_BATCH_SIZE": 4, "GRADIENT_ACCUMULATION_STEPS": 4}, 10)
     for one in ({"per_device_train_batch_size": 8}, {"gradient_accumulation_steps": 2}):  # of a run that was started with that alone
         found, _, _ = decided(checkpoint=had, **one)
         assert (found.PER_DEVICE_TRAIN_BATCH_SIZE, found.GRADIENT_ACCUMULATION_STEPS) == (4, 4)
     for other in (asked | {"auto_batch": False}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}):
-        found, _, _ = decided(checkpoint={"constants": shrunk, "step": 200}, **other)
+        found, _, _ = decided(checkpoint=manifest(shrunk, 200), **other)
         assert found.PER_DEVICE_TRAIN_BATCH_SIZE == 4, "another batch is another run, which resume refuses"
 
 

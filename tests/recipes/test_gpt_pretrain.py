@@ -268,7 +268,7 @@ def test_without_tokens_the_command_says_how_to_make_them(tmp_path):
         ({"num_attention_heads": 3}, "HIDDEN_SIZE = 128 is no multiple of NUM_ATTENTION_HEADS = 3"),
         ({"train_batch_size": 20}, "but PER_DEVICE_TRAIN_BATCH_SIZE = 8 x GRADIENT_ACCUMULATION_STEPS = 2 x 1 rank(s) = 16 rows; take"),
         ({"gradient_accumulation_steps": 3}, "= 24 rows; take TRAIN_BATCH_SIZE = 24, or leave GRADIENT_ACCUMULATION_STEPS out where"),
-        ({"precision": "fp16"}, 'PRECISION is "fp16", which is for GPUs older than bf16, and there is no GPU here'),
+        ({"precision": "fp16"}, "fp16 is asked for, which is for GPUs older than bf16, and there is no GPU here"),
         ({"attention": "flash", "dropout": 0.1}, 'ATTENTION is "flash", and this machine cannot compute it for heads of width 32'),
         ({"train_batch_size": 2**16, "per_device_train_batch_size": 2**16}, "step takes TRAIN_BATCH_SIZE = 65536; bring"),
         ({"validation_files": 10_000}, "leaves nothing to train on"),

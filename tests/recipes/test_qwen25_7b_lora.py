@@ -89,8 +89,8 @@ def config(home, warm):
     text = (ROOT / "recipes/qwen25_7b_lora.yaml").read_text().replace("data/chat/", f"{home / 'chat'}/")
     text = text.replace("outputs/my_run", str(home / "output"))
     for key, value in (("num_epochs: 3", "num_epochs: 1"), ("# use_qlora: true", "use_qlora: true"), ("# lora_rank: 16", "lora_rank: 8"),
-                       ("# per_device_train_batch_size: 2", "per_device_train_batch_size: 8"), ("save_steps: 100", "save_steps: 4"),
-                       ("# gradient_accumulation_steps: 8", "gradient_accumulation_steps: 2"), ("eval_steps: 100", "eval_steps: 4"),
+                       ("# per_device_train_batch_size: 2", "per_device_train_batch_size: 8"), ("# save_steps: 100", "save_steps: 4"),
+                       ("# gradient_accumulation_steps: 8", "gradient_accumulation_steps: 2"), ("# eval_steps: 100", "eval_steps: 4"),
                        ("# max_seq_length: 2048", "max_seq_length: 512"), ("logging_steps: 10", "logging_steps: 2"),
                        ("# gradient_checkpointing: true", "gradient_checkpointing: false"),
                        ("report_to: [tensorboard]", "report_to: [tensorboard, wandb]")):  # fmt: skip
@@ -267,7 +267,7 @@ def test_an_output_directory_that_holds_something_else(learned, main, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("x")
     assert "holds other things (todo.txt); name a directory that is new or empty" in refuse(tmp_path / "notes")
-    assert "its last part is the run's name: letters, digits" in refuse(tmp_path / "my run")
+    assert f"OUTPUT_DIR is '{tmp_path}/my run'; its last part is the run's name: letters, digits" in refuse(tmp_path / "my run")
     with pytest.raises(Refusal, match="a run goes on in its own directory: leave OUTPUT_DIR out, or set it to"):
         main(tiny=True, output_dir=str(tmp_path / "new"), resume_from_checkpoint=str(learned.run.checkpoints()[0][1]))
 
