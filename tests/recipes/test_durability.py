@@ -1,8 +1,8 @@
 """A run that is ended at any moment and resumed ends in the same bits as one that never was: the recipe itself, real signals.
 
 The run that is killed is begun by the user's own command, and so is the one it is compared with; the one that is stopped, and what goes
-on from a checkpoint, are forks (see warm_start.py). Moments are chosen by seed and proven afterwards, see interrupted_runs.py. Many more of
-them, and two ranks under ZeRO-2: `make soak`, whose table is bench/results/kills.md.
+on from a checkpoint, are forks (see warm_start.py); the one that is stopped is part of `make soak`. Moments are chosen by seed and proven
+afterwards, see interrupted_runs.py. Many more of them, and two ranks under ZeRO-2: `make soak`, whose table is bench/results/kills.md.
 """
 
 import random
@@ -59,11 +59,12 @@ def stopped(home, warm):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, warm):
-    """What each of the three functions above will return; two run at a time, one core each."""
-    home = tmp_path_factory.mktemp("durability")
+def runs(request, tmp_path_factory, warm):
+    """What each of the functions above will return that a chosen test asks for; two run at a time, one core each."""
+    home, chosen = tmp_path_factory.mktemp("durability"), [item.name for item in request.session.items]
+    wanted = [function for function in (killed, whole, stopped) if any(function.__name__ in name for name in chosen) or function is whole]
     with ThreadPoolExecutor(2) as pool:
-        yield {function.__name__: pool.submit(function, home, warm) for function in (killed, whole, stopped)}
+        yield {function.__name__: pool.submit(function, home, warm) for function in wanted}
 
 
 def test_killed_in_a_step_a_save_and_an_upload_it_ends_in_the_same_bits(runs):
@@ -77,6 +78,7 @@ def test_killed_in_a_step_a_save_and_an_upload_it_ends_in_the_same_bits(runs):
     assert "checkpoint-20 is the end of this run: nothing is left to train" in said[1]
 
 
+@pytest.mark.soak  # every moment of a training of the same parts, and launchers: tests/common/test_stopping.py, test_signals.py
 def test_stopped_by_signals_it_saves_the_last_step_and_ends_in_the_same_bits(runs):
     chain, found = runs["stopped"].result()
     for (code, checkpoint, said), name, evaluating in zip(found, ("SIGTERM", "SIGUSR1"), (False, True), strict=True):

@@ -6,7 +6,7 @@ import os
 
 import torch
 from safetensors.torch import load_file
-from user_commands import call, train
+from user_commands import ROOT, train
 
 from common.run_directory import read_json
 
@@ -83,15 +83,17 @@ def test_two_ranks_under_zero_2(tmp_path):
     assert list((ran.run.path / "checkpoint-6").glob("global_step6/*optim_states.pt")), "ZeRO's sharded optimiser"
 
 
-def test_main_is_the_api_and_goes_on_from_another_runs_model(tiny_run, tmp_path):
+def test_main_is_the_api_and_goes_on_from_another_runs_model(tiny_run, tmp_path, warm):
     program = f"""
-import json
+import json, sys
+sys.path.insert(0, {str(ROOT)!r})
 from recipes import llama32_qlora
 first = llama32_qlora.main(tiny=True, output_dir={str(tmp_path)!r}, run_name="on", max_steps=4, learning_rate=1e-4,
                            initial_model={str(tiny_run.run.final_model)!r}, report_to=[], merge=False, logging_steps=1)
 print("RESULT", json.dumps(first))
 """
-    code, output = call(["python", "-c", program], tmp_path)
+    (tmp_path / "program.py").write_text(program)
+    code, output = warm.call([str(tmp_path / "program.py")], tmp_path)
     assert code == 0, output
     result = json.loads(output.rsplit("RESULT", 1)[1])
     assert result["steps"] == 4 and result["run"] == str(tmp_path / "on") and result["merged_model"] is None
