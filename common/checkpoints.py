@@ -166,9 +166,10 @@ class Checkpoints(TrainerCallback):
         """The checkpoint of the last optimiser step as it was when it ended, saved where it is not yet; None before the first step."""
         trainer, state = self.trainer, self.trainer.state
         directory = self.run.path / f"checkpoint-{state.global_step}"
-        if stop is None or (state.global_step and not launch.rank_0_decides(lambda: manifest.exists(directory))):
+        unsaved = state.global_step and not launch.rank_0_decides(lambda: manifest.exists(directory))
+        if stop is None or unsaved:
             self.between.drop_unfinished_step(stop or stopping.Stop())
-        if state.global_step and not launch.rank_0_decides(lambda: manifest.exists(directory)):
+        if unsaved:
             trainer._save_checkpoint(trainer.model_wrapped, None)
             if stop is None and not manifest.exists(directory):
                 raise Refusal(f"memory ran out after step {state.global_step}, and {directory.name} could not be saved for lack of room on "

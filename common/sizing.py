@@ -51,9 +51,9 @@ def require_precision(bf16, fp16, settings):
     if bf16 == fp16:
         raise Refusal(f"BF16 and FP16 are both {bf16}; a run computes in one of them: BF16 on Ampere GPUs (RTX 30, A100) and newer, FP16 "
                       "on older ones")  # fmt: skip
-    found = accelerators.found()
     if settings.gpus or settings.prefetch:  # not for what is found here; what --gpus may name has bf16
         return
+    found = accelerators.found()
     if fp16 and not found and not settings.plan:
         raise Refusal("FP16 is True, which is for GPUs older than bf16, and there is no GPU here; set FP16 = False and BF16 = True")
     if bf16 and found and not found[1].bf16:
